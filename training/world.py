@@ -1,5 +1,231 @@
-"""The toy world: pictures with exact labels and captions, by the thousand."""
+"""The toy world: pictures of scenes with all seven labels, exact, and the folder layout of the training data.
 
-from training.scene import Scene, Thing, sample_scene
+`python -m training.world DIR --count 1000 --seed 0 --size 128` writes a data set.
+"""
 
-__all__ = ["Scene", "Thing", "sample_scene"]
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from jodi_core.domains import JODI_DOMAINS
+from training.captions import caption
+from training.objects import (DRAWINGS, FRONT, MOUNTAIN, PLANT, ROAD, SKY, UNLABELED, UP, WATER, colours_of, rgb)
+from training.raster import (ALBEDO, CLASS, DEPTH, FACE, GROUND_FACES, IMAGE, NORMAL, TONE, Brush, Canvas)
+from training.scene import COLOURS, Scene, Thing, sample_scene
+
+__all__ = ["COLOURS", "PALETTE", "Scene", "Thing", "render", "sample_scene", "write_dataset"]
+
+PALETTE = torch.tensor([
+    (0, 0, 127), (255, 127, 255), (255, 127, 0), (127, 255, 0), (0, 127, 255), (0, 255, 127),
+    (127, 255, 255), (255, 0, 127), (127, 0, 255), (255, 255, 127), (127, 0, 0), (0, 127, 0)], dtype=torch.uint8)
+
+# sky -> colour above, colour at the horizon, shade of unlit faces, colour of the light
+_SKY = {
+    "clear": (rgb(70, 160, 245), rgb(170, 220, 255), 0.5, (1.0, 1.0, 1.0)),
+    "sunset": (rgb(238, 110, 60), rgb(255, 200, 110), 0.5, (1.0, 0.88, 0.76)),
+    "overcast": (rgb(150, 158, 168), rgb(196, 202, 208), 0.78, (0.93, 0.95, 0.98)),
+}
+_SUN = {"clear": rgb(255, 244, 170), "sunset": rgb(255, 236, 120)}
+_GROUND = {"grass": (rgb(112, 190, 62), PLANT), "sand": (rgb(232, 204, 142), UNLABELED),
+           "snow": (rgb(226, 236, 246), UNLABELED)}
+_PATH = {"road": (rgb(110, 108, 116), ROAD), "lake": (rgb(40, 130, 205), WATER)}
+_ROCK, _CAP = rgb(122, 118, 148), rgb(240, 242, 250)
+_FAR, _NEAR = 0.12, 1.0  # disparity of the ground at the horizon and at the bottom edge
+_EDGE = 0.07  # smallest step of the picture (0..1, any channel) that counts as an edge
+
+
+@torch.inference_mode()
+def render(scenes: list[Scene], height: int, width: int) -> dict[str, torch.Tensor]:
+    """Pictures of scenes: domain name -> (B, 3, height, width) uint8 for each of JODI_DOMAINS.
+
+    depth is a disparity, 0 for the sky and 255 for the nearest ground; normals are (n + 1) / 2 in camera space (x
+    right, y up, z to the viewer) with the sky facing the viewer; lines are white on black.
+    """
+    canvas = Canvas(len(scenes), height, width)
+    sides = torch.tensor([float(scene.sun) for scene in scenes])
+    ambient = torch.tensor([_SKY[scene.sky][2] for scene in scenes])
+    tint = torch.tensor([_SKY[scene.sky][3] for scene in scenes])
+    _paint_backdrop(canvas, scenes, (sides, ambient, tint))
+    for kind, (draw, extent) in DRAWINGS.items():
+        rows = [row for row, scene in enumerate(scenes) if scene.thing(kind)]
+        if not rows:
+            continue
+        things = [scenes[row].thing(kind) for row in rows]
+        ground = torch.tensor([thing.y for thing in things])
+        horizon = torch.tensor([scenes[row].horizon for row in rows])
+        anchor = torch.stack((torch.tensor([thing.x for thing in things]) * width,
+                              (horizon + (1 - horizon) * ground) * height), 1)
+        upright = kind == "person"  # mirrored through its joints, which keep left and right apart
+        flip = torch.ones(len(rows)) if upright else torch.tensor([float(thing.flip) for thing in things])
+        brush = Brush(canvas, rows, anchor, canvas.around(anchor, extent), (sides[rows], ambient[rows], tint[rows]),
+                      torch.tensor([thing.size for thing in things]), flip)
+        draw(brush, (_FAR + (_NEAR - _FAR) * ground)[:, None, None], colours_of(things), things)
+        brush.commit()
+    return _labels(canvas)
+
+
+def _paint_backdrop(canvas, scenes, light):
+    """Sky, mountains, ground, road and lake; the brushes' y = 0 is the horizon, x = 0 the left border."""
+    wide, high = canvas.width / canvas.unit, canvas.height / canvas.unit
+
+    def on(rows):
+        horizon = torch.tensor([scenes[row].horizon for row in rows])
+        anchor = torch.stack((torch.zeros(len(rows)), horizon * canvas.height), 1)
+        brush = Brush(canvas, rows, anchor, canvas.whole(len(rows)), tuple(part[rows] for part in light))
+        return brush, [scenes[row] for row in rows], ((1 - horizon) * high)[:, None, None]
+
+    rows = range(len(scenes))
+    brush, chosen, deep = on(list(rows))
+    _paint_sky(brush, chosen, wide, high)
+    brush.commit()
+    for number in range(2):
+        peaks = [row for row in rows if len(scenes[row].mountains) > number]
+        if peaks:
+            brush, chosen, _ = on(peaks)
+            _paint_mountain(brush, _column(scene.mountains[number] for scene in chosen), wide, high, 17 + 4 * number)
+            brush.commit()
+    brush, chosen, deep = on(list(rows))
+    _paint_ground(brush, chosen, deep)
+    brush.commit()
+    for path, shape in (("road", _road), ("lake", _lake)):
+        crossed = [row for row in rows if scenes[row].path == path]
+        if crossed:
+            brush, chosen, deep = on(crossed)
+            shape(brush, _column((scene.path_x * wide,) for scene in chosen)[0], deep, wide)
+            brush.commit()
+
+
+def _column(values):
+    """Tuples of numbers, one per scene -> one (n, 1, 1) tensor per place in the tuple."""
+    return torch.tensor(list(values)).T[:, :, None, None]
+
+
+def _paint_sky(brush, scenes, wide, high):
+    top, low = (torch.tensor([_SKY[scene.sky][i] for scene in scenes])[:, :, None, None] for i in (0, 1))
+    brush.tint, tint = torch.ones_like(brush.tint), brush.tint  # the sky is the light
+    height = (brush.y / (0.5 * high)).clamp(0, 1)[:, None]
+    middle = (0.4 * top + 0.6 * low).expand(-1, -1, *brush.x.shape[1:])
+    everywhere = torch.full_like(brush.x, -1.0)
+    brush.paint(everywhere, middle, FRONT, torch.zeros_like(brush.x), SKY, GROUND_FACES + 1)
+    colour = low + (top - low) * height
+    brush.soft[:, IMAGE], brush.hard[:, TONE] = colour, colour
+    brush.tint = tint
+    sun_x = _column((0.5 * wide + 0.34 * wide * scene.sun,) for scene in scenes)[0]
+    sun_y = _column(((scene.horizon - 0.15) * high,) for scene in scenes)[0]
+    disc = torch.hypot(brush.x - sun_x, brush.y - sun_y) - 0.065
+    shown = torch.tensor([scene.sky in _SUN for scene in scenes])[:, None, None]
+    disc = torch.where(shown, disc, 1.0)
+    glow = torch.tensor([_SUN.get(scene.sky, (0, 0, 0)) for scene in scenes])[:, :, None, None]
+    brush.glow(disc, glow)
+
+
+def _paint_mountain(brush, shape, wide, high, face):
+    """shape: peak, height and half width, (n, 1, 1) fractions of the picture each."""
+    peak, top, half = shape[0] * wide, shape[1] * high, shape[2] * wide
+    across, steep = brush.x - peak, torch.hypot(top, half)
+    slope = (across.abs() * top + (brush.y - top) * half) / steep
+    depth = torch.full_like(brush.x, 0.06)
+    for side, offset in ((-1, 0), (1, 1)):
+        flank = torch.maximum(slope, -side * across)
+        normal = (0.62 * side, 0.45, 0.643)
+        brush.paint(flank, _ROCK, normal, depth, MOUNTAIN, face + offset)
+        brush.paint(torch.maximum(flank, 0.7 * top - brush.y), _CAP, normal, depth, MOUNTAIN, face + 2 + offset)
+
+
+def _paint_ground(brush, scenes, deep):
+    colour, kind = zip(*(_GROUND[scene.ground] for scene in scenes))
+    depth = _FAR + (_NEAR - _FAR) * (-brush.y / deep).clamp(0, 1)
+    brush.paint(brush.y, torch.tensor(colour), UP, depth, torch.tensor(kind)[:, None, None].float(), 1)
+
+
+def _road(brush, x, deep, wide):
+    """Straight from under the viewer's feet to the horizon at x."""
+    near = (-brush.y / deep).clamp(0, 1)
+    middle = x + (0.5 * wide - x) * near
+    distance = torch.maximum((brush.x - middle).abs() - 0.02 - 0.22 * near, brush.y)
+    brush.paint(distance, *_flat("road", brush))
+
+
+def _lake(brush, x, deep, wide):
+    half = 0.36 * wide
+    across, along = (brush.x - x) / half, (brush.y / deep + 0.49) / 0.15
+    radius = torch.hypot(across, along)
+    slope = torch.hypot(across / half, along / (0.15 * deep)).clamp_min(1e-6)
+    brush.paint(torch.where(radius > 0.3, (radius - 1) * radius / slope, -1.0), *_flat("lake", brush))
+
+
+def _flat(path, brush):
+    """What a brush needs to paint on the ground: colour, normal, the depth that is there, class, face."""
+    colour, kind = _PATH[path]
+    return colour, UP, brush.hard[:, DEPTH], kind, 2
+
+
+def _labels(canvas):
+    soft, hard = canvas.crop(canvas.soft), canvas.crop(canvas.hard)
+    thick = max(1, round(canvas.unit / 128))
+    tone = hard[:, TONE]
+    pictures = {
+        "image": soft[:, IMAGE], "albedo": soft[:, ALBEDO], "normal": (hard[:, NORMAL] + 1) / 2,
+        "depth": hard[:, DEPTH:DEPTH + 1], "openpose": canvas.crop(canvas.pose),
+        "lineart": _lines(hard[:, FACE:FACE + 1], 0.5, thick), "edge": _lines(tone, _EDGE, thick),
+    }
+    pictures = {name: (255 * value.clamp(0, 1)).round().byte() for name, value in pictures.items()}
+    pictures["segmentation"] = PALETTE[hard[:, CLASS].long()].permute(0, 3, 1, 2)
+    return {name: pictures[name].expand(-1, 3, -1, -1).contiguous() for name in JODI_DOMAINS}
+
+
+def _lines(values, step, thick):
+    """(B, C, H, W) -> (B, 1, H, W) of 0 and 1: pixels on both sides of a step, made `thick` times as wide."""
+    down = (values[:, :, 1:] - values[:, :, :-1]).abs().amax(1, keepdim=True) > step
+    across = (values[..., 1:] - values[..., :-1]).abs().amax(1, keepdim=True) > step
+    marks = torch.zeros_like(values[:, :1])
+    for part, found in ((marks[:, :, 1:], down), (marks[:, :, :-1], down),
+                        (marks[..., 1:], across), (marks[..., :-1], across)):
+        part.masked_fill_(found, 1)
+    return F.max_pool2d(marks, 2 * thick - 1, 1, thick - 1)
+
+
+def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: int = 32) -> Path:
+    """Write `count` scenes (seeds seed, seed + 1, ...) of size x size pixels as a training folder; its metadata file.
+
+    Layout: `metadata.jsonl` with one JSON object per scene: `image`, `info` {height, width}, `caption` {"toy": text}
+    and `annotation_<domain>` for lineart, edge, depth, normal, albedo, seg_12colors, openpose; paths are relative to
+    the folder, pictures are PNG files in `images/` and `annotation_<domain>/`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {name: f"annotation_{'seg_12colors' if name == 'segmentation' else name}" for name in JODI_DOMAINS[1:]}
+    for place in ("images", *places.values()):
+        (folder / place).mkdir(exist_ok=True)
+    with open(folder / "metadata.jsonl", "w", encoding="utf-8") as lines:
+        for first in range(seed, seed + count, batch):
+            seeds = range(first, min(first + batch, seed + count))
+            scenes = [sample_scene(one) for one in seeds]
+            pictures = render(scenes, size, size)
+            for row, (one, scene) in enumerate(zip(seeds, scenes)):
+                entry = {"image": f"images/{one:08d}.png", "info": {"height": size, "width": size},
+                         "caption": {"toy": caption(scene, one)}}
+                entry |= {place: f"{place}/{one:08d}.png" for place in places.values()}
+                for name, picture in pictures.items():
+                    path = entry["image" if name == "image" else places[name]]
+                    Image.fromarray(picture[row].permute(1, 2, 0).numpy()).save(folder / path)
+                lines.write(json.dumps(entry) + "\n")
+    return folder / "metadata.jsonl"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m training.world", description="Write a toy data set.")
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--count", type=int, default=256, help="number of scenes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first scene; the others follow it")
+    parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
+    options = parser.parse_args(arguments)
+    print(write_dataset(options.folder, options.count, options.seed, options.size))
+
+
+if __name__ == "__main__":
+    main()
