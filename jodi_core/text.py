@@ -147,7 +147,8 @@ class GemmaText:
     def _tokens(self, text: str) -> list[int]:
         return [BOS, *self.tokenizer.encode(text)]
 
-    def tokenize(self, texts: list[str], max_length: int, total: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokenize(
+            self, texts: list[str], max_length: int, total: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Token numbers (B, total) int64, padded on the right, and lengths (B,); texts are cut at max_length.
 
         total: length to pad to; by default that of the longest text.
@@ -219,12 +220,13 @@ def text_from_folder(folder: Path, **options) -> GemmaText:
         raise ValueError(f"{folder} needs tokenizer.model and *.safetensors, as google/gemma-2-2b-it has them")
     state_dict = {key: value for part in parts for key, value in load_file(part).items()}
     tokenizer = bytearray((folder / "tokenizer.model").read_bytes())
-    return text_from_state_dict({**state_dict, "spiece_model": torch.frombuffer(tokenizer, dtype=torch.uint8)}, **options)
+    state_dict["spiece_model"] = torch.frombuffer(tokenizer, dtype=torch.uint8)
+    return text_from_state_dict(state_dict, **options)
 
 
 def build_gemma(config: TextConfig, weights: dict[str, torch.Tensor] | None = None, *, device=None,
                 dtype: torch.dtype | None = None) -> torch.nn.Module:
-    """A `transformers.Gemma2Model`, freshly initialised or with these weights (keys `model.…`), in evaluation mode."""
+    """A `transformers.Gemma2Model`, freshly initialised or with these weights (keys `model.…`), ready to use."""
     from transformers import Gemma2Config, Gemma2Model
     # Eager attention: it is the kernel that obeys attn_logit_softcapping, including None, in every release.
     gemma = Gemma2Config(**config.sizes, head_dim=HEAD_DIM, query_pre_attn_scalar=HEAD_DIM, pad_token_id=PAD,
@@ -236,7 +238,8 @@ def build_gemma(config: TextConfig, weights: dict[str, torch.Tensor] | None = No
         _check_keys(Gemma2Model(gemma).state_dict(), weights)
     dtype = dtype or weights["model.norm.weight"].dtype
     weights = {key.removeprefix("model."): value for key, value in weights.items()}
-    return Gemma2Model.from_pretrained(None, config=gemma, state_dict=weights, dtype=dtype).to(device).eval()
+    # from_pretrained and not load_state_dict: it does not fill gigabytes with random numbers first.
+    return Gemma2Model.from_pretrained(None, config=gemma, state_dict=weights).to(device=device, dtype=dtype).eval()
 
 
 def _check_keys(wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:
