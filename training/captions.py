@@ -21,7 +21,7 @@ _SKY = {"clear": ("under a clear blue sky", "a clear blue sky"),
         "overcast": ("under a grey overcast sky", "a grey overcast sky")}
 _GROUND = {"grass": ("on green grass", "green grass"), "sand": ("on yellow sand", "yellow sand"),
            "snow": ("on white snow", "white snow")}
-_PATH = {"road": ("a road", "a grey road"), "lake": ("a lake", "a blue lake")}
+_PATH = {"road": ("a road", "a grey road"), "lake": ("a lake", "a blue lake", "beside a lake")}
 _MOUNTAINS = ("mountains in the distance", "mountains behind")
 _POSE = {"standing": "standing", "waving": "waving", "walking": "walking", "cheering": "with arms up"}
 _SIDE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}

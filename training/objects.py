@@ -34,14 +34,14 @@ def draw_house(brush, depth, colour, things):
     x, y = brush.x, brush.y
     far = (depth - 0.35 * (x - 0.07).clamp_min(0)).clamp_min(0.1)
     brush.shadow(ellipse(x, y, -0.12 * _away(brush), 0.0, 0.24, 0.035))
-    brush.paint(convex(x, y, (0.07, 0.21), (0.20, 0.20), (0.20, 0.03), (0.07, 0.0)), colour, (0.8, 0, 0.6), far,
-                BUILDING, 33)
-    brush.paint(convex(x, y, (-0.255, 0.185), (-0.075, 0.365), (-0.06, 0.345), (-0.22, 0.175)), ROOF, (-0.5, 0.6, 0.62),
-                depth, BUILDING, 34)
-    brush.paint(convex(x, y, (-0.21, 0.0), (-0.21, 0.205), (-0.07, 0.345), (0.07, 0.205), (0.07, 0.0)), colour, FRONT,
+    brush.paint(convex(x, y, (0.04, 0.21), (0.20, 0.20), (0.20, 0.03), (0.07, 0.0), (0.04, 0.0)), colour, (0.8, 0, 0.6),
+                far, BUILDING, 33)
+    brush.paint(convex(x, y, (-0.09, 0.36), (0.09, 0.35), (0.23, 0.185), (0.03, 0.175)), ROOF, (0.5, 0.66, 0.56), far,
+                BUILDING, 34)
+    brush.paint(convex(x, y, (-0.21, 0.0), (-0.21, 0.205), (-0.08, 0.335), (0.07, 0.205), (0.07, 0.0)), colour, FRONT,
                 depth, BUILDING, 35)
-    brush.paint(convex(x, y, (-0.075, 0.365), (0.085, 0.35), (0.225, 0.19), (0.09, 0.185)), ROOF, (0.5, 0.66, 0.56),
-                far, BUILDING, 36)
+    brush.paint(convex(x, y, (-0.245, 0.185), (-0.09, 0.362), (-0.07, 0.33), (-0.21, 0.17)), ROOF, (-0.5, 0.66, 0.56),
+                depth, BUILDING, 36)
     brush.paint(box(x, y, -0.175, -0.105, 0.0, 0.125), DOOR, FRONT, depth, BUILDING, 37)
     brush.paint(box(x, y, -0.055, 0.035, 0.085, 0.165), GLASS, FRONT, depth, BUILDING, 38)
 
@@ -71,11 +71,11 @@ def draw_tree(brush, depth, colour, things):
 
 def draw_bench(brush, depth, colour, things):
     x, y = brush.x, brush.y
-    brush.shadow(ellipse(x, y, -0.03 * _away(brush), 0.0, 0.17, 0.025))
-    brush.paint(torch.minimum(box(x, y, -0.125, -0.095, 0.0, 0.12), box(x, y, 0.095, 0.125, 0.0, 0.12)), IRON, FRONT,
+    brush.shadow(ellipse(x, y, -0.03 * _away(brush), 0.0, 0.18, 0.025))
+    brush.paint(torch.minimum(box(x, y, -0.14, -0.105, 0.0, 0.13), box(x, y, 0.105, 0.14, 0.0, 0.13)), IRON, FRONT,
                 depth, FURNITURE, 81)
-    brush.paint(box(x, y, -0.155, 0.155, 0.115, 0.175), WOOD, FRONT, depth, FURNITURE, 82)
-    brush.paint(box(x, y, -0.17, 0.17, 0.06, 0.095), WOOD, (0, 0.8, 0.6), depth, FURNITURE, 83)
+    brush.paint(box(x, y, -0.17, 0.17, 0.13, 0.205), WOOD, FRONT, depth, FURNITURE, 82)
+    brush.paint(box(x, y, -0.185, 0.185, 0.065, 0.11), WOOD, (0, 0.8, 0.6), depth, FURNITURE, 83)
 
 
 def draw_car(brush, depth, colour, things):
@@ -165,7 +165,7 @@ def _away(brush):
 # kind -> (drawing, window in units: left, right, bottom, top)
 DRAWINGS = {
     "wall": (draw_wall, (-0.33, 0.33, -0.05, 0.22)), "house": (draw_house, (-0.38, 0.38, -0.05, 0.38)),
-    "tree": (draw_tree, (-0.29, 0.29, -0.05, 0.55)), "bench": (draw_bench, (-0.22, 0.22, -0.04, 0.19)),
+    "tree": (draw_tree, (-0.29, 0.29, -0.05, 0.55)), "bench": (draw_bench, (-0.24, 0.24, -0.04, 0.22)),
     "car": (draw_car, (-0.24, 0.24, -0.04, 0.2)), "dog": (draw_dog, (-0.22, 0.22, -0.03, 0.23)),
     "person": (draw_person, (-0.2, 0.2, -0.04, 0.47)),
 }

@@ -1,16 +1,16 @@
 """Painting a batch of scenes with signed distances: every stroke fills the picture and all exact labels at once.
 
-Lengths are in *units*: one unit is about the side of the picture, so 1 / unit pixels is the edge softness. The soft
-layer holds what is shown (antialiased), the hard layer what is measured (crisp).
+Lengths are in *units* of about the side of the picture. What is shown is antialiased, what is measured is crisp.
 """
 
 import math
 
 import torch
 
-# Channels of the hard layer.
-TONE, NORMAL, DEPTH, CLASS, FACE = slice(0, 3), slice(3, 6), 6, 7, 8
-IMAGE, ALBEDO = slice(0, 3), slice(3, 6)  # of the soft layer
+# Channels of a canvas. TONE is the image without soft borders, FACE the number of the face that is seen.
+IMAGE, ALBEDO, TONE, NORMAL = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)
+DEPTH, CLASS, FACE, POSE = slice(12, 13), slice(13, 14), slice(14, 15), slice(15, 18)
+CHANNELS = 18
 
 GROUND_FACES = 16  # faces below lie flat on the ground and take shadows
 SUN_HEIGHT = 0.65  # vertical part of the light's direction; flat ground is lit fully
@@ -57,32 +57,28 @@ def ball_normal(x, y, cx, cy, rx, ry):
 
 
 class Canvas:
-    """The layers of B pictures, with a margin so that windows may reach over the border."""
+    """All channels of B pictures, (B, CHANNELS, height, width)."""
 
     def __init__(self, batch: int, height: int, width: int):
         self.height, self.width = height, width
         short, long = sorted((height, width))
         self.unit = short**0.7 * long**0.3  # things keep their shape and fit into wide and tall pictures
-        self.margin = round(0.5 * self.unit)
-        size = (height + 2 * self.margin, width + 2 * self.margin)
-        self.soft = torch.zeros(batch, 6, *size)
-        self.hard = torch.zeros(batch, 9, *size)
-        self.pose = torch.zeros(batch, 3, *size)
-
-    def crop(self, layer):
-        return layer[..., self.margin:self.margin + self.height, self.margin:self.margin + self.width]
+        self.layers = torch.zeros(batch, CHANNELS, height, width)
 
     def whole(self, count: int):
         """The window of `count` whole pictures."""
-        return [self.margin] * count, [self.margin] * count, self.width, self.height
+        return [0] * count, [0] * count, self.width, self.height
 
     def around(self, anchor_px, extent):
-        """Windows of one size around anchors (n, 2), for things within `extent` (left, right, bottom, top) units."""
+        """Windows of one size around anchors (n, 2), for things within `extent` (left, right, bottom, top) units.
+
+        A window that would reach over the border is moved inwards, where it still holds all that can be seen.
+        """
         left, right, bottom, top = (1.1 * self.unit * side for side in extent)  # sizes vary by less than a tenth
-        width, height = math.ceil(right - left), math.ceil(top - bottom)
-        x_px, y_px = (anchor_px + self.margin).unbind(1)
-        x0 = (x_px + left).int().clamp(0, self.soft.shape[-1] - width)
-        y0 = (y_px - top).int().clamp(0, self.soft.shape[-2] - height)
+        width, height = min(math.ceil(right - left), self.width), min(math.ceil(top - bottom), self.height)
+        x_px, y_px = anchor_px.unbind(1)
+        x0 = (x_px + left).int().clamp(0, self.width - width)
+        y0 = (y_px - top).int().clamp(0, self.height - height)
         return x0.tolist(), y0.tolist(), width, height
 
 
@@ -90,78 +86,71 @@ class Brush:
     """A window onto some pictures of a canvas in which strokes are laid, with coordinates of its own.
 
     x (rightwards, mirrored where flip is -1) and y (upwards) are (n, h, w) in units from the anchor; `commit` puts
-    the window back. light: sun side (n,), shade of unlit faces (n,) and the colour (n, 3) of the light.
+    the window back. light: side of the sun (n,), shade of unlit faces (n,) and colour (n, 3) of the light.
     """
 
     def __init__(self, canvas, rows, anchor_px, window, light, size=None, flip=None):
         ones = torch.ones(len(rows))
-        self.size, self.flip = size if size is not None else ones, flip if flip is not None else ones
-        self.canvas, self.rows, self.scale = canvas, rows, (canvas.unit * self.size)[:, None, None]
-        self.x0, self.y0, self.width, self.height = window
-        x_px, y_px = (anchor_px + canvas.margin).unbind(1)
-        grid_x = torch.tensor(self.x0)[:, None] + torch.arange(self.width) + 0.5 - x_px[:, None]
-        grid_y = torch.tensor(self.y0)[:, None] + torch.arange(self.height) + 0.5 - y_px[:, None]
-        self.x = (grid_x * self.flip[:, None])[:, None, :] / self.scale + torch.zeros(self.height, 1)
-        self.y = -grid_y[:, :, None] / self.scale + torch.zeros(self.width)
+        self.flip = flip if flip is not None else ones
+        self.scale = (canvas.unit * (size if size is not None else ones))[:, None, None]
+        x0, y0, width, height = window
+        x_px, y_px = anchor_px.unbind(1)
+        grid_x = torch.tensor(x0)[:, None] + torch.arange(width) + 0.5 - x_px[:, None]
+        grid_y = torch.tensor(y0)[:, None] + torch.arange(height) + 0.5 - y_px[:, None]
+        self.x = (grid_x * self.flip[:, None])[:, None, :] / self.scale + torch.zeros(height, 1)
+        self.y = -grid_y[:, :, None] / self.scale + torch.zeros(width)
         sun, self.ambient, self.tint = light
         self.towards_sun = torch.stack((0.55 * sun * self.flip, SUN_HEIGHT * ones, 0.52 * ones), 1)
-        self.soft, self.hard, self.pose = (self._read(layer) for layer in (canvas.soft, canvas.hard, canvas.pose))
-
-    def _views(self, layer):
-        return [layer[row, :, y:y + self.height, x:x + self.width] for row, x, y in zip(self.rows, self.x0, self.y0)]
-
-    def _read(self, layer):
-        return torch.stack(self._views(layer))
+        self._views = [canvas.layers[row, :, y:y + height, x:x + width] for row, x, y in zip(rows, x0, y0)]
+        self.layers = torch.stack(self._views)
 
     def commit(self):
-        for layer, mine in ((self.canvas.soft, self.soft), (self.canvas.hard, self.hard),
-                            (self.canvas.pose, self.pose)):
-            for view, new in zip(self._views(layer), mine):
-                view.copy_(new)
+        for view, mine in zip(self._views, self.layers):
+            view.copy_(mine)
+
+    def put(self, channels, where, value):
+        """Replace channels where a (n, 1, h, w) mask is true."""
+        self.layers[:, channels] = torch.where(where, value, self.layers[:, channels])
+
+    def blend(self, channels, cover, value):
+        """Replace channels by as much as the (n, 1, h, w) cover says."""
+        part = self.layers[:, channels]
+        part += cover * (value - part)
 
     def paint(self, distance, albedo, normal, depth, kind, face):
         """Lay one face over what is there.
 
-        distance (n, h, w) in units; albedo (n, 3), three numbers 0..1 or (n, 3, h, w); normal three numbers or
-        (n, 3, h, w); depth (n, 1, 1) or (n, h, w), 1 is near; kind: class 0..11; face: number of the face.
+        distance (n, h, w) in units; albedo (n, 3) or three numbers 0..1; normal three numbers or (n, 3, h, w) in the
+        brush's own x; depth (n, 1, 1) or (n, h, w), 1 is near; kind: class 0..11; face: number of the face.
         """
-        albedo = _spread(albedo)
-        normal = _spread(normal)
-        shade = (normal * self.towards_sun[:, :, None, None]).sum(1, keepdim=True).clamp_min(0) / SUN_HEIGHT
+        albedo, normal = _spread(albedo), _spread(normal)
+        lit = (normal * self.towards_sun[:, :, None, None]).sum(1, keepdim=True).clamp_min(0) / SUN_HEIGHT
         dark = self.ambient[:, None, None, None]
-        colour = albedo * (dark + (1 - dark) * shade).clamp_max(1) * self.tint[:, :, None, None]
-        self.lay(distance, colour, albedo)
-        inside = (distance < 0)[:, None]
-        hard = self.hard
-        hard[:, NORMAL] = torch.where(inside, normal * torch.stack(
-            (self.flip, *torch.ones(2, len(self.flip))), 1)[:, :, None, None], hard[:, NORMAL])
-        hard[:, TONE] = torch.where(inside, colour, hard[:, TONE])
-        inside = inside[:, 0]
-        hard[:, DEPTH] = torch.where(inside, depth, hard[:, DEPTH])
-        hard[:, CLASS] = torch.where(inside, kind, hard[:, CLASS])
-        hard[:, FACE].masked_fill_(inside, face)
-
-    def lay(self, distance, colour, albedo):
-        cover = self._cover(distance)
-        self.soft[:, IMAGE] += cover * (colour - self.soft[:, IMAGE])
-        self.soft[:, ALBEDO] += cover * (albedo - self.soft[:, ALBEDO])
+        colour = albedo * (dark + (1 - dark) * lit).clamp_max(1) * self.tint[:, :, None, None]
+        cover, inside = self._cover(distance), (distance < 0)[:, None]
+        self.blend(IMAGE, cover, colour)
+        self.blend(ALBEDO, cover, albedo)
+        self.put(TONE, inside, colour)
+        self.put(NORMAL, inside, normal * torch.stack((self.flip, *torch.ones(2, len(self.flip))), 1)[..., None, None])
+        self.put(DEPTH, inside, depth[:, None])
+        self.put(CLASS, inside, kind)
+        self.put(FACE, inside, face)
 
     def glow(self, distance, colour):
-        """Light that is seen in the picture only."""
-        cover = self._cover(distance)
-        self.soft[:, IMAGE] += cover * (colour - self.soft[:, IMAGE])
-        self.hard[:, TONE] = torch.where((distance < 0)[:, None], colour, self.hard[:, TONE])
+        """Light that is seen in the picture only; colour (n, 3)."""
+        self.blend(IMAGE, self._cover(distance), _spread(colour))
+        self.put(TONE, (distance < 0)[:, None], _spread(colour))
 
     def shadow(self, distance):
         """Darken the picture where the ground is seen."""
-        ground = (self.hard[:, FACE:FACE + 1] < GROUND_FACES) & (self.hard[:, FACE:FACE + 1] > 0)
-        dark = (0.9 - self.ambient[:, None, None, None]) * ground
-        self.soft[:, IMAGE] *= 1 - dark * self._cover(distance)
-        self.hard[:, TONE] *= 1 - dark * (distance < 0)[:, None]
+        face = self.layers[:, FACE]
+        dark = (0.9 - self.ambient[:, None, None, None]) * (face < GROUND_FACES)
+        self.layers[:, IMAGE] *= 1 - dark * self._cover(distance)
+        self.layers[:, TONE] *= 1 - dark * (distance < 0)[:, None]
 
     def mark(self, distance, colour):
         """A stroke in the pose picture."""
-        self.pose += self._cover(distance) * (_spread(colour) - self.pose)
+        self.blend(POSE, self._cover(distance), _spread(colour))
 
     def _cover(self, distance):
         return (0.5 - distance * self.scale).clamp(0, 1)[:, None]

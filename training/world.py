@@ -12,16 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from jodi_core.domains import JODI_DOMAINS
+from jodi_core.segmentation import PALETTE_12
 from training.captions import caption
 from training.objects import (DRAWINGS, FRONT, MOUNTAIN, PLANT, ROAD, SKY, UNLABELED, UP, WATER, colours_of, rgb)
-from training.raster import (ALBEDO, CLASS, DEPTH, FACE, GROUND_FACES, IMAGE, NORMAL, TONE, Brush, Canvas)
+from training.raster import (ALBEDO, CLASS, DEPTH, FACE, GROUND_FACES, IMAGE, NORMAL, POSE, TONE, Brush, Canvas)
 from training.scene import COLOURS, Scene, Thing, sample_scene
 
-__all__ = ["COLOURS", "PALETTE", "Scene", "Thing", "render", "sample_scene", "write_dataset"]
-
-PALETTE = torch.tensor([
-    (0, 0, 127), (255, 127, 255), (255, 127, 0), (127, 255, 0), (0, 127, 255), (0, 255, 127),
-    (127, 255, 255), (255, 0, 127), (127, 0, 255), (255, 255, 127), (127, 0, 0), (0, 127, 0)], dtype=torch.uint8)
+__all__ = ["COLOURS", "Scene", "Thing", "render", "sample_scene", "write_dataset"]
 
 # sky -> colour above, colour at the horizon, shade of unlit faces, colour of the light
 _SKY = {
@@ -38,7 +35,7 @@ _FAR, _NEAR = 0.12, 1.0  # disparity of the ground at the horizon and at the bot
 _EDGE = 0.07  # smallest step of the picture (0..1, any channel) that counts as an edge
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def render(scenes: list[Scene], height: int, width: int) -> dict[str, torch.Tensor]:
     """Pictures of scenes: domain name -> (B, 3, height, width) uint8 for each of JODI_DOMAINS.
 
@@ -65,7 +62,7 @@ def render(scenes: list[Scene], height: int, width: int) -> dict[str, torch.Tens
                       torch.tensor([thing.size for thing in things]), flip)
         draw(brush, (_FAR + (_NEAR - _FAR) * ground)[:, None, None], colours_of(things), things)
         brush.commit()
-    return _labels(canvas)
+    return _labels(canvas.layers, max(1, round(canvas.unit / 128)))
 
 
 def _paint_backdrop(canvas, scenes, light):
@@ -106,21 +103,17 @@ def _column(values):
 
 def _paint_sky(brush, scenes, wide, high):
     top, low = (torch.tensor([_SKY[scene.sky][i] for scene in scenes])[:, :, None, None] for i in (0, 1))
-    brush.tint, tint = torch.ones_like(brush.tint), brush.tint  # the sky is the light
     height = (brush.y / (0.5 * high)).clamp(0, 1)[:, None]
-    middle = (0.4 * top + 0.6 * low).expand(-1, -1, *brush.x.shape[1:])
-    everywhere = torch.full_like(brush.x, -1.0)
-    brush.paint(everywhere, middle, FRONT, torch.zeros_like(brush.x), SKY, GROUND_FACES + 1)
-    colour = low + (top - low) * height
-    brush.soft[:, IMAGE], brush.hard[:, TONE] = colour, colour
-    brush.tint = tint
+    layers = brush.layers
+    layers[:, ALBEDO], layers[:, NORMAL.stop - 1], layers[:, CLASS] = 0.4 * top + 0.6 * low, 1, SKY
+    layers[:, FACE] = GROUND_FACES
+    layers[:, IMAGE] = layers[:, TONE] = low + (top - low) * height
     sun_x = _column((0.5 * wide + 0.34 * wide * scene.sun,) for scene in scenes)[0]
     sun_y = _column(((scene.horizon - 0.15) * high,) for scene in scenes)[0]
     disc = torch.hypot(brush.x - sun_x, brush.y - sun_y) - 0.065
     shown = torch.tensor([scene.sky in _SUN for scene in scenes])[:, None, None]
     disc = torch.where(shown, disc, 1.0)
-    glow = torch.tensor([_SUN.get(scene.sky, (0, 0, 0)) for scene in scenes])[:, :, None, None]
-    brush.glow(disc, glow)
+    brush.glow(disc, torch.tensor([_SUN.get(scene.sky, (0, 0, 0)) for scene in scenes]))
 
 
 def _paint_mountain(brush, shape, wide, high, face):
@@ -129,17 +122,16 @@ def _paint_mountain(brush, shape, wide, high, face):
     across, steep = brush.x - peak, torch.hypot(top, half)
     slope = (across.abs() * top + (brush.y - top) * half) / steep
     depth = torch.full_like(brush.x, 0.06)
-    for side, offset in ((-1, 0), (1, 1)):
-        flank = torch.maximum(slope, -side * across)
-        normal = (0.62 * side, 0.45, 0.643)
-        brush.paint(flank, _ROCK, normal, depth, MOUNTAIN, face + offset)
-        brush.paint(torch.maximum(flank, 0.7 * top - brush.y), _CAP, normal, depth, MOUNTAIN, face + 2 + offset)
+    snow = torch.maximum(slope, 0.68 * top - brush.y)
+    for part, colour, number in ((slope, _ROCK, face), (snow, _CAP, face + 2)):
+        brush.paint(part, colour, (-0.62, 0.45, 0.643), depth, MOUNTAIN, number)
+        brush.paint(torch.maximum(part, -across), colour, (0.62, 0.45, 0.643), depth, MOUNTAIN, number + 1)
 
 
 def _paint_ground(brush, scenes, deep):
     colour, kind = zip(*(_GROUND[scene.ground] for scene in scenes))
     depth = _FAR + (_NEAR - _FAR) * (-brush.y / deep).clamp(0, 1)
-    brush.paint(brush.y, torch.tensor(colour), UP, depth, torch.tensor(kind)[:, None, None].float(), 1)
+    brush.paint(brush.y, torch.tensor(colour), UP, depth, torch.tensor(kind)[:, None, None, None].float(), 1)
 
 
 def _road(brush, x, deep, wide):
@@ -161,20 +153,17 @@ def _lake(brush, x, deep, wide):
 def _flat(path, brush):
     """What a brush needs to paint on the ground: colour, normal, the depth that is there, class, face."""
     colour, kind = _PATH[path]
-    return colour, UP, brush.hard[:, DEPTH], kind, 2
+    return colour, UP, brush.layers[:, DEPTH.start], kind, 2
 
 
-def _labels(canvas):
-    soft, hard = canvas.crop(canvas.soft), canvas.crop(canvas.hard)
-    thick = max(1, round(canvas.unit / 128))
-    tone = hard[:, TONE]
+def _labels(layers, thick):
     pictures = {
-        "image": soft[:, IMAGE], "albedo": soft[:, ALBEDO], "normal": (hard[:, NORMAL] + 1) / 2,
-        "depth": hard[:, DEPTH:DEPTH + 1], "openpose": canvas.crop(canvas.pose),
-        "lineart": _lines(hard[:, FACE:FACE + 1], 0.5, thick), "edge": _lines(tone, _EDGE, thick),
+        "image": layers[:, IMAGE], "albedo": layers[:, ALBEDO], "normal": (layers[:, NORMAL] + 1) / 2,
+        "depth": layers[:, DEPTH], "openpose": layers[:, POSE],
+        "lineart": _lines(layers[:, FACE], 0.5, thick), "edge": _lines(layers[:, TONE], _EDGE, thick),
     }
     pictures = {name: (255 * value.clamp(0, 1)).round().byte() for name, value in pictures.items()}
-    pictures["segmentation"] = PALETTE[hard[:, CLASS].long()].permute(0, 3, 1, 2)
+    pictures["segmentation"] = PALETTE_12[layers[:, CLASS.start].long()].permute(0, 3, 1, 2)
     return {name: pictures[name].expand(-1, 3, -1, -1).contiguous() for name in JODI_DOMAINS}
 
 
