@@ -18,7 +18,7 @@ from training.objects import (DRAWINGS, FRONT, MOUNTAIN, PLANT, ROAD, SKY, UNLAB
 from training.raster import (ALBEDO, CLASS, DEPTH, FACE, GROUND_FACES, IMAGE, NORMAL, POSE, TONE, Brush, Canvas)
 from training.scene import COLOURS, Scene, Thing, sample_scene
 
-__all__ = ["COLOURS", "Scene", "Thing", "render", "sample_scene", "write_dataset"]
+__all__ = ["COLOURS", "Scene", "Thing", "colour_word", "render", "sample_scene", "write_dataset"]
 
 # sky -> colour above, colour at the horizon, shade of unlit faces, colour of the light
 _SKY = {
@@ -49,20 +49,25 @@ def render(scenes: list[Scene], height: int, width: int) -> dict[str, torch.Tens
     _paint_backdrop(canvas, scenes, (sides, ambient, tint))
     for kind, (draw, extent) in DRAWINGS.items():
         rows = [row for row, scene in enumerate(scenes) if scene.thing(kind)]
-        if not rows:
-            continue
-        things = [scenes[row].thing(kind) for row in rows]
-        ground = torch.tensor([thing.y for thing in things])
-        horizon = torch.tensor([scenes[row].horizon for row in rows])
-        anchor = torch.stack((torch.tensor([thing.x for thing in things]) * width,
-                              (horizon + (1 - horizon) * ground) * height), 1)
-        upright = kind == "person"  # mirrored through its joints, which keep left and right apart
-        flip = torch.ones(len(rows)) if upright else torch.tensor([float(thing.flip) for thing in things])
-        brush = Brush(canvas, rows, anchor, canvas.around(anchor, extent), (sides[rows], ambient[rows], tint[rows]),
-                      torch.tensor([thing.size for thing in things]), flip)
-        draw(brush, (_FAR + (_NEAR - _FAR) * ground)[:, None, None], colours_of(things), things)
-        brush.commit()
+        if rows:
+            light = sides[rows], ambient[rows], tint[rows]
+            _paint_things(canvas, rows, [scenes[row] for row in rows], kind, draw, extent, light)
     return _labels(canvas.layers, max(1, round(canvas.unit / 128)))
+
+
+def _paint_things(canvas, rows, scenes, kind, draw, extent, light):
+    """All things of one kind, in the pictures `rows` that have it."""
+    things = [scene.thing(kind) for scene in scenes]
+    foot = torch.tensor([thing.y for thing in things])
+    horizon = torch.tensor([scene.horizon for scene in scenes])
+    x = torch.tensor([thing.x for thing in things]) * canvas.width
+    anchor = torch.stack((x, (horizon + (1 - horizon) * foot) * canvas.height), 1)
+    # A person is mirrored through its joints, which keep left and right apart.
+    flip = torch.tensor([1.0 if kind == "person" else float(thing.flip) for thing in things])
+    size = torch.tensor([thing.size for thing in things])
+    brush = Brush(canvas, rows, anchor, canvas.around(anchor, extent), light, size, flip)
+    draw(brush, (_FAR + (_NEAR - _FAR) * foot)[:, None, None], colours_of(things), things)
+    brush.commit()
 
 
 def _paint_backdrop(canvas, scenes, light):
@@ -75,8 +80,8 @@ def _paint_backdrop(canvas, scenes, light):
         brush = Brush(canvas, rows, anchor, canvas.whole(len(rows)), tuple(part[rows] for part in light))
         return brush, [scenes[row] for row in rows], ((1 - horizon) * high)[:, None, None]
 
-    rows = range(len(scenes))
-    brush, chosen, deep = on(list(rows))
+    rows = list(range(len(scenes)))
+    brush, chosen, deep = on(rows)
     _paint_sky(brush, chosen, wide, high)
     brush.commit()
     for number in range(2):
@@ -85,7 +90,7 @@ def _paint_backdrop(canvas, scenes, light):
             brush, chosen, _ = on(peaks)
             _paint_mountain(brush, _column(scene.mountains[number] for scene in chosen), wide, high, 17 + 4 * number)
             brush.commit()
-    brush, chosen, deep = on(list(rows))
+    brush, chosen, deep = on(rows)
     _paint_ground(brush, chosen, deep)
     brush.commit()
     for path, shape in (("road", _road), ("lake", _lake)):
@@ -176,6 +181,14 @@ def _lines(values, step, thick):
                         (marks[..., 1:], across), (marks[..., :-1], across)):
         part.masked_fill_(found, 1)
     return F.max_pool2d(marks, 2 * thick - 1, 1, thick - 1)
+
+
+def colour_word(albedo_3HW: torch.Tensor, mask_HW: torch.Tensor) -> str:
+    """The word of COLOURS that most pixels under the mask come close to (0..255 albedo); "" if none does."""
+    pixels = albedo_3HW[:, mask_HW].float().T
+    near, word = torch.cdist(pixels, torch.tensor(list(COLOURS.values())).float()).min(1)
+    votes = word[near < 80].bincount(minlength=len(COLOURS))
+    return tuple(COLOURS)[votes.argmax()] if votes.any() else ""
 
 
 def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: int = 32) -> Path:
