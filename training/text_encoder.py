@@ -1,6 +1,6 @@
 """The tiny text encoder: its own tokenizer and a small Gemma-2 that knows what a toy caption says.
 
-    python -m training.text_encoder --output text_encoder.safetensors --steps 900
+    python -m training.text_encoder --output text_encoder.safetensors --steps 1000
 
 Linear heads, thrown away afterwards, read the features of every token: what the caption has stated so far, and what
 it has stated about the thing that it named last. The features then carry "red house, on the left" where the words
@@ -185,7 +185,7 @@ def save(encoder: GemmaText, path: Path, told: dict[str, float]) -> None:
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.text_encoder", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
-    parser.add_argument("--steps", type=int, default=900, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the starting weights (default %(default)s)")
     options = parser.parse_args(arguments)
     encoder = new_encoder(options.seed)
