@@ -28,7 +28,7 @@ class Family(NamedTuple):
 
 
 PAIR = ("json", "safetensors")
-# A file belongs to the first family that it matches. Those without a runner are left alone.
+# A file belongs to the first family that it matches. Those without a runner are left alone: they are the trainer's.
 FAMILIES = (
     Family(r".+\.loss", PAIR),
     Family(r"optimizer.*", PAIR),
@@ -68,8 +68,7 @@ def check_folder(folder: Path) -> Iterator[Row]:
             recordings[known].append(path.name)
     for (name, family), files in recordings.items():
         if family.run is None:
-            if family.name != "README":
-                print(f"left alone (the trainer's): {', '.join(files)}")
+            print(f"left alone: {', '.join(files)}")
         elif f"{name}.{family.parts[0]}" not in files:
             yield Row(name, error=f"{name}.{family.parts[0]} is missing beside {', '.join(files)}")
         else:
@@ -80,7 +79,7 @@ def _run(family: Family, recording: Recording) -> Iterator[Row]:
     """All rows of a recording; an error ends them with a failing row, so that the other recordings still run."""
     ran = False
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for row in family.run(recording):
                 ran = True
                 yield row
