@@ -129,7 +129,7 @@ def mend_companions(python: Path) -> None:
         with open(site / "torchvision" / "extension.py", "a", encoding="utf-8") as extension:
             extension.write(TORCHVISION_MEND)
     if not imports(python, "torchaudio"):  # it runs without its extension when that is absent
-        for library in (site / "torchaudio" / "lib").iterdir():
+        for library in (site / "torchaudio" / "lib").glob("*.so"):
             library.unlink()
     for name in ("torchvision", "torchaudio"):
         if not imports(python, name):
