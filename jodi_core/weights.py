@@ -1,0 +1,302 @@
+"""Weight files of joint models: what a file is, whether it fits, and loading, converting and describing it.
+
+Three kinds of files make a joint model: the transformer, the autoencoder and the text encoder. Files written here
+are safetensors whose metadata entry "jodi" is JSON {"format": 1, "kind", "config", "source_sha256"}; files published
+by others are recognised and configured from the names and shapes of their tensors.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from .files import (Header, WeightsError, atomic_target, fetch_into, hub_file_name, locate, read_header, read_tensors,
+                    refuse_existing, sha256, write_safetensors)
+from .models.dcae import DCAE, DCAEConfig, from_diffusers_keys
+from .models.jodi import JodiConfig, JodiTransformer
+from .text import GemmaText, TextConfig, text_from_folder, text_from_state_dict
+
+FORMAT = 1
+TINY = Path(__file__).parent / "assets" / "tiny"
+# Kind -> the folder of the host's models folder in which it looks for such files.
+HOST_FOLDERS = {"transformer": "diffusion_models", "autoencoder": "vae", "text_encoder": "text_encoders"}
+PUBLISHED = {
+    "transformer": "hf://VIPL-GENUN/Jodi/Jodi.pth",
+    "autoencoder": "hf://mit-han-lab/dc-ae-f32c32-sana-1.0/model.safetensors",
+    "text_encoder": "hf://Comfy-Org/Lumina_Image_2.0_Repackaged/split_files/text_encoders/gemma_2_2b_fp16.safetensors",
+}
+
+# A tensor name that gives a kind away, in the order of trial; the kinds of others are described as a user knows them.
+_SIGNS = (
+    (r"\.(lora_[AB]|lora_up|lora_down)\.", "a LoRA"),
+    (r"domain_embedding$|x_embedders\.\d", "transformer"),
+    (r"(encoder\.project_in|decoder\.project_in)\.|coder\.(down|up)_blocks\.\d+\.\d+\.", "autoencoder"),
+    (r"model\.layers\.\d+\.pre_feedforward_layernorm\.(?!.*norm_[qk])", "text_encoder"),
+    (r"blocks\.\d+\.mlp\.inverted_conv\.|attention_y_norm\.", "a Sana transformer (Jodi's base, without its domains)"),
+    (r"transformer_blocks\.\d+\.ff\.conv_inverted\.", "a Sana transformer in diffusers naming"),
+    (r"^y_embedder\.y_proj\.", "a PixArt transformer"),
+    (r"double_blocks\.\d", "a Flux or Hunyuan transformer"),
+    (r"joint_blocks\.\d", "a Stable Diffusion 3 transformer"),
+    (r"input_blocks\.\d|down_blocks\.\d+\.(resnets|attentions)\..*attn|^(down|up)_blocks\.", "a Stable Diffusion UNet"),
+    (r"coder\.(mid|down|up)[._]|quant_conv\.", "another autoencoder (of Stable Diffusion kind)"),
+    (r"encoder\.block\.\d+\.layer\.", "a T5 text encoder"),
+    (r"text_model\.encoder\.|transformer\.resblocks\.", "a CLIP text encoder"),
+    (r"layers\.\d+\.self_attn\.q_proj\.", "another language model"),
+)
+_LABELS = {"transformer": "a Jodi transformer", "autoencoder": "a DC-AE autoencoder",
+           "text_encoder": "a Gemma-2 text encoder"}
+_HINTS = {
+    "transformer": "Choose Jodi.pth of VIPL-GENUN/Jodi, a file made by `convert`, or the bundled tiny model",
+    "autoencoder": "Choose model.safetensors of mit-han-lab/dc-ae-f32c32-sana-1.0 (or of its -diffusers repository)",
+    "text_encoder": "Choose a Gemma-2-2b (instruction tuned) file with its tokenizer inside, as made for ComfyUI",
+}
+
+
+def tiny_bundle() -> dict[str, Path]:
+    """Kind -> file of the tiny model that comes with the package."""
+    return {kind: TINY / f"{kind}.safetensors" for kind in HOST_FOLDERS}
+
+
+def resolve(ref: str | os.PathLike, kind: str) -> Path:
+    """The file of one kind that `ref` names: "tiny", a folder in bundle layout (`{kind}.safetensors`), or a file."""
+    if str(ref) == "tiny":
+        return tiny_bundle()[kind]
+    path = locate(ref)
+    if not path.is_dir():
+        return path
+    if not (path / f"{kind}.safetensors").is_file():
+        raise WeightsError(f"{path} has no {kind}.safetensors: give the file itself, or a folder with "
+                           + ", ".join(f"{name}.safetensors" for name in HOST_FOLDERS))
+    return path / f"{kind}.safetensors"
+
+
+def kind_of(names) -> str | None:
+    """`transformer`, `autoencoder`, `text_encoder`, a description of another model's file, or None if unknown."""
+    for pattern, kind in _SIGNS:
+        if any(re.search(pattern, name) for name in names):
+            return kind
+    return None
+
+
+def check_keys(expected: dict[str, tuple], found: dict[str, tuple], what: str) -> None:
+    """WeightsError listing the first few missing, unexpected and mis-shaped tensors; both map names to shapes."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    shaped = [f"{name} is {_times(found[name])} instead of {_times(shape)}" for name, shape in expected.items()
+              if name in found and tuple(found[name]) != tuple(shape)]
+    faults = ("missing", missing), ("unexpected", unexpected), ("of a wrong shape", shaped)
+    told = [f"{len(names)} {fault}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            for fault, names in faults if names]
+    if told:
+        raise WeightsError(f"{what}: the tensors do not fit. " + "; ".join(told)
+                           + ". The file is damaged, incomplete or of another version")
+
+
+def _times(shape) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def own_metadata(header: Header) -> dict | None:
+    """The metadata entry that this project writes, None without one, WeightsError if it is unusable."""
+    if "jodi" not in header.metadata:
+        return None
+    try:
+        own = json.loads(header.metadata["jodi"])
+        newer, usable = own["format"] > FORMAT, own["kind"] in HOST_FOLDERS and isinstance(own["config"], dict)
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{header.path}: its metadata entry 'jodi' cannot be read ({error!r}); convert it again "
+                           "from the original file") from error
+    if newer:
+        raise WeightsError(f"{header.path} was written by a newer version (format {own['format']}): update this one")
+    if not usable:
+        raise WeightsError(f"{header.path}: its metadata names no known kind of model ({own['kind']!r})")
+    return own
+
+
+def _strip(name: str) -> str | None:
+    """A tensor's name without the prefix that full checkpoints put before the network; None if it is to be dropped."""
+    name = name.removeprefix("model.").removeprefix("diffusion_model.") if "diffusion_model." in name else name
+    return None if name == "pos_embed" else name
+
+
+def _renamed(tensors: dict) -> dict:
+    return {_strip(name): value for name, value in tensors.items() if _strip(name)}
+
+
+def _header(path: Path, kind: str) -> tuple[Header, dict[str, tuple], dict | None]:
+    """Header, shapes by cleaned name and stored configuration of a file that has to be of this kind."""
+    header = read_header(path)
+    shapes = _renamed(header.shapes)
+    found = kind_of(shapes)
+    if found != kind:
+        known = _LABELS.get(found, found) or "no model file that is known here"
+        raise WeightsError(f"{path} is {known}, but {_LABELS[kind]} is wanted. {_HINTS[kind]}")
+    own = own_metadata(header)
+    if own and own["kind"] != kind:
+        raise WeightsError(f"{path}: its metadata says {own['kind']}, but its tensors are {_LABELS[kind]}")
+    return header, shapes, own and own["config"]
+
+
+# What tensor shapes tell: a stored configuration that says otherwise lies.
+_TOLD_BY_SHAPES = {
+    "transformer": ("num_domains", "hidden_size", "depth", "in_channels", "patch_size", "caption_channels",
+                    "model_max_length", "qk_norm", "cross_norm", "y_norm"),
+    "autoencoder": ("in_channels", "latent_channels", "widths", "encoder_depths", "decoder_depths"),
+}
+
+
+def _configured(kind: str, shapes: dict[str, tuple], stored: dict | None):
+    """The stored configuration, held against the shapes, or the one that the shapes imply. ValueError if it lies."""
+    if kind == "text_encoder":
+        parts = {name: shape for name, shape in shapes.items() if name not in ("spiece_model", "lm_head.weight")}
+        return TextConfig.from_state_dict(parts, stored)
+    cls = {"transformer": JodiConfig, "autoencoder": DCAEConfig}[kind]
+    if stored is None:
+        return cls.from_state_dict(shapes)
+    original = "num_conditions" in stored or "width_list" in stored
+    config = cls.from_reference(stored) if original else cls.from_dict(stored)
+    unseen = {"num_heads": 1, "linear_head_dim": 1} if kind == "transformer" else {"head_dim": config.head_dim}
+    told = cls.from_state_dict(shapes, **unseen)
+    for name in _TOLD_BY_SHAPES[kind]:
+        said, true = getattr(config, name), getattr(told, name)
+        if said != true:
+            raise ValueError(f"it says {name} {said}, but the tensors have {true}")
+    return config
+
+
+def _read(path: Path, kind: str, given: dict | None = None):
+    """(configuration, tensors by published name, header) of a file of this kind; `given` stands in for metadata."""
+    header, shapes, stored = _header(path, kind)
+    try:
+        config = _configured(kind, shapes, given or stored)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # stored values may have any type
+        raise WeightsError(f"{path}: its configuration cannot be used: {error}") from error
+    tensors = _renamed(read_tensors(path))
+    if kind == "autoencoder" and any(".down_blocks." in name for name in tensors):
+        tensors = from_diffusers_keys(tensors)
+    if kind != "text_encoder":
+        expected = _NETWORKS[kind](config, device="meta").state_dict()
+        check_keys({name: tuple(tensor.shape) for name, tensor in expected.items()},
+                   {name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(path))
+    return config, tensors, header
+
+
+_NETWORKS = {"transformer": JodiTransformer, "autoencoder": DCAE}
+
+
+def read_transformer(path: Path) -> tuple[JodiConfig, dict[str, torch.Tensor]]:
+    """Configuration and tensors (published names, as stored) of a transformer file, checked against each other."""
+    return _read(path, "transformer")[:2]
+
+
+def read_autoencoder(path: Path) -> tuple[DCAEConfig, dict[str, torch.Tensor]]:
+    """Configuration and tensors (original names, as stored) of an autoencoder file in either naming, checked."""
+    return _read(path, "autoencoder")[:2]
+
+
+def read_text_encoder(path: Path) -> tuple[TextConfig, dict[str, torch.Tensor]]:
+    """Configuration and tensors (with the tokenizer, `spiece_model`) of a text encoder file."""
+    return _read(path, "text_encoder")[:2]
+
+
+def load_transformer(ref, *, device=None, dtype: torch.dtype | None = None, operations=torch.nn) -> JodiTransformer:
+    """A transformer ready for use. ref: "tiny", file, bundle folder or hf:// address; dtype None: as stored."""
+    return _load("transformer", ref, device, dtype, operations)
+
+
+def load_autoencoder(ref, *, device=None, dtype: torch.dtype | None = None, operations=torch.nn) -> DCAE:
+    """An autoencoder ready for use; arguments as for `load_transformer`."""
+    return _load("autoencoder", ref, device, dtype, operations)
+
+
+def load_text(ref, *, device=None, dtype: torch.dtype | None = None) -> GemmaText:
+    """A text encoder with its tokenizer ready for use. ref: as for `load_transformer`, or a Gemma-2 folder."""
+    if (Path(ref) / "tokenizer.model").is_file():
+        return text_from_folder(Path(ref), device=device, dtype=dtype)
+    path = resolve(ref, "text_encoder")
+    _, tensors, header = _read(path, "text_encoder")
+    try:
+        return text_from_state_dict(tensors, header.metadata, device=device, dtype=dtype)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _load(kind, ref, device, dtype, operations):
+    config, tensors, _ = _read(resolve(ref, kind), kind)
+    network = _NETWORKS[kind](config, device="meta", operations=operations)
+    placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
+    network.load_state_dict(placed, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def write_model(target: Path, kind: str, config, tensors: dict[str, torch.Tensor], *, source_sha256: str = "",
+                overwrite: bool = False) -> None:
+    """One safetensors file with everything that loading needs; `config` is the configuration object of that kind."""
+    own = {"format": FORMAT, "kind": kind, "config": config.to_dict(), "source_sha256": source_sha256}
+    write_safetensors(Path(target), tensors, {"format": "pt", "jodi": json.dumps(own)}, overwrite)
+
+
+def convert(source, target, *, dtype: torch.dtype | None = None, config: dict | None = None,
+            overwrite: bool = False) -> str:
+    """Rewrite any known file as one safetensors file with its configuration; returns its kind.
+
+    dtype: of floating-point tensors, default as stored. config: configuration (names of ours or of the original) for
+    a file that has none and whose shapes do not tell enough.
+    """
+    path = locate(source)
+    kind = kind_of(_renamed(read_header(path).shapes))
+    if kind not in HOST_FOLDERS:
+        raise WeightsError(f"{path} is {kind or 'no model file that is known here'}: nothing to convert")
+    settings, tensors, _ = _read(path, kind, config)
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                   for name, tensor in tensors.items()}
+    write_model(Path(target), kind, settings, tensors, source_sha256=sha256(path), overwrite=overwrite)
+    return kind
+
+
+def inspect(ref) -> dict:
+    """What a file is, from its header: file, bytes, kind, config (or why there is none), tensors, parameters, dtypes
+    (name -> number of tensors) and metadata."""
+    header = read_header(locate(ref))
+    shapes = _renamed(header.shapes)
+    kind = kind_of(shapes)
+    about = {"file": str(header.path), "bytes": header.path.stat().st_size, "kind": kind or "unknown",
+             "tensors": len(shapes), "parameters": sum(math.prod(shape) for shape in shapes.values()),
+             "dtypes": dict(Counter(header.dtypes.values())), "metadata": header.metadata}
+    if kind in HOST_FOLDERS:
+        try:
+            own = own_metadata(header)
+            about["config"] = _configured(kind, shapes, own and own["config"]).to_dict()
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            about["config"] = f"unusable: {error}"
+    return about
+
+
+def download(ref: str, *, folder: Path | None = None, comfyui: Path | None = None) -> Path:
+    """Fetch `hf://owner/name/file` into `folder`, or into that folder of a ComfyUI where it looks for such a file.
+
+    Raises WeightsError if the file is there already, cannot be fetched or written, or is of no kind used here.
+    """
+    if folder is not None:
+        return fetch_into(ref, Path(folder))
+    models = Path(comfyui) / "models"
+    if not models.is_dir():
+        raise WeightsError(f"{comfyui} has no folder 'models': give the folder in which ComfyUI is installed")
+    for name in HOST_FOLDERS.values():
+        refuse_existing(models / name / hub_file_name(ref))
+    arrived = fetch_into(ref, models / ".jodi-arrivals")
+    kind = kind_of(_renamed(read_header(arrived).shapes))
+    if kind not in HOST_FOLDERS:
+        raise WeightsError(f"{ref} is {kind or 'no model file that is known here'}; it was left as {arrived}")
+    target = models / HOST_FOLDERS[kind] / arrived.name
+    target.parent.mkdir(exist_ok=True)
+    with atomic_target(target) as partial:
+        shutil.move(arrived, partial)  # a copy where the folder is a link to another disk
+    arrived.parent.rmdir()
+    return target
