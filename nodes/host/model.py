@@ -1,0 +1,161 @@
+"""MODEL: the joint transformer as a native model of the host, so that its samplers, LoRA and offloading apply."""
+
+from pathlib import Path
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.latent_formats import LatentFormat
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ...jodi_core import weights
+from ...jodi_core.domains import nearest_bin
+from ...jodi_core.models.jodi import JodiConfig, JodiTransformer, published_name
+from .. import joint
+
+
+class JodiNetwork(JodiTransformer):
+    """JodiTransformer behind the call that the host makes."""
+
+    def __init__(self, config: JodiConfig, *, device=None, dtype=None, operations=None):
+        super().__init__(config, device=device, dtype=dtype, operations=operations)
+        self.dtype = dtype
+        if dtype.itemsize == 1:
+            self.keep_tables_in_16bit()
+
+    def keep_tables_in_16bit(self) -> None:
+        """8-bit storage is for matrices; look-up tables and the tiny gain of the caption norm do not survive it."""
+        for module in self.modules():
+            if isinstance(module, (torch.nn.Embedding, torch.nn.RMSNorm)):
+                module.to(torch.bfloat16)
+        self.y_embedder.y_embedding = self.y_embedder.y_embedding.to(torch.bfloat16)
+
+    def forward(self, x, timesteps, context=None, control=None, transformer_options={}, roles=None, clean=None, **kwargs):
+        """Velocity (B, C, D, h, w) of x (B, C, D, h, w) at timesteps (B,) in 0..1000; zeros in condition slots.
+
+        context: text features (B, M, width), None where the image is given. clean: as x, read in condition slots.
+        """
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        # The clone: step caches add to their x in place, and in float32 it would be the sampler's own.
+        return executor.execute(x.clone(), timesteps, context, roles, clean, transformer_options)
+
+    def _forward(self, x, timesteps, context, roles, clean, transformer_options):
+        return self.velocity(x, timesteps, self.prepare(context, None, roles, clean, dtype=x.dtype))
+
+
+class JodiLatent(LatentFormat):
+    latent_dimensions = 3
+    temporal_downscale_ratio = 1
+
+    def __init__(self, config: JodiConfig):
+        self.latent_channels = config.in_channels
+        self.scale_factor = config.latent_scale
+        # So that the host's empty latents, made for 8 pixels per cell, are brought to the right size.
+        self.spacial_downscale_ratio = nearest_bin(1, 1, config.bins)[0] // config.input_size
+
+
+class JodiModel(comfy.model_base.BaseModel):
+    def __init__(self, model_config, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=JodiNetwork)
+
+    def extra_conds(self, **kwargs):
+        """What the network needs beside x and t, from one entry of a CONDITIONING."""
+        noise, clean = kwargs["noise"], kwargs.get(joint.CLEAN)
+        roles = joint.roles_of(kwargs, noise, self.diffusion_model.config.domains).require_work()
+        kwargs["cross_attn"] = None if roles.image_given else self.caption(**kwargs)
+        out = super().extra_conds(**kwargs)
+        out["roles"] = comfy.conds.CONDConstant(roles)
+        if roles.condition_slots:
+            if clean.shape[2:] != noise.shape[2:]:
+                raise ValueError(f"the given pictures were encoded to {tuple(clean.shape[2:])} (domains, height, width), "
+                                 f"but the latent has {tuple(noise.shape[2:])}: after resizing a latent, make its "
+                                 "conditioning anew with Jodi Role Switch at that size")
+            out["clean"] = comfy.conds.CONDNoiseShape(self.process_latent_in(clean))
+        return out
+
+    def caption(self, cross_attn, device, **values) -> torch.Tensor:
+        """Valid text features (1, M, width) of a conditioning entry; the stored empty caption where there is no text."""
+        plain, mask = values.get(joint.PLAIN), values.get("attention_mask")
+        if values.get(joint.NULL):
+            cross_attn = self.diffusion_model.y_embedder.y_embedding[None].to(device)
+        elif plain is not None and plain.of is cross_attn and values["prompt_type"] == "negative":
+            cross_attn = plain.features_1MC
+        elif mask is not None:    # the host's own text loader pads and masks
+            cross_attn = cross_attn[:, :int(mask.sum())]
+        wanted = self.diffusion_model.config.caption_channels
+        if cross_attn.shape[-1] != wanted:
+            raise ValueError(f"the text features are {cross_attn.shape[-1]} wide, but this model takes {wanted}: "
+                             "choose the text encoder that belongs to the model in Jodi Loader")
+        # Guidance compares captions of equal length: the negative one is cut to the rows of the positive one.
+        return cross_attn[:, :values.get(joint.ROWS)]
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+        """Denoised latent; given slots are exactly the given ones, whatever the sampler makes of the rest."""
+        denoised = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        given = list(kwargs["roles"].condition_slots)
+        if given:
+            denoised[:, :, given] = kwargs["clean"][:, :, given].to(denoised)
+        return denoised
+
+
+class JodiModelConfig(comfy.supported_models_base.BASE):
+    unet_extra_config = {}
+    # The published weights were made for bf16; float16 has not the range of their activations.
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    memory_usage_factor = 4.5
+
+    def __init__(self, config: JodiConfig):
+        self.latent_format = lambda: JodiLatent(config)
+        self.sampling_settings = {"shift": config.flow_shift, "multiplier": 1000}
+        super().__init__({"config": config})
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return JodiModel(self, device=device)
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        return super().process_unet_state_dict_for_saving(
+            {published_name(key): tensor for key, tensor in state_dict.items()})
+
+
+def share_perception(executor, model, conds, x, timestep, model_options):
+    """With the image given, text and guidance have no effect: one evaluation serves both branches (exact)."""
+    if len(conds) == 2 and all(entries and all(map(perceives, entries)) for entries in conds):
+        denoised, = executor(model, conds[:1], x, timestep, model_options)
+        return [denoised, denoised.clone()]
+    return executor(model, conds, x, timestep, model_options)
+
+
+def perceives(entry: dict) -> bool:
+    return entry["model_conds"]["roles"].cond.image_given and "hooks" not in entry
+
+
+def load_model(path: str, model_options: dict = {}, disable_dynamic: bool = False):
+    """MODEL from a transformer file. model_options as for the host's loaders: dtype, fp8_optimizations.
+
+    Raises WeightsError if the file is not a joint transformer, or its tensors do not fit.
+    """
+    management = comfy.model_management
+    config, state_dict = weights.read_transformer(Path(path))
+    host_config = JodiModelConfig(config)
+    device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    supported = host_config.supported_inference_dtypes
+    dtype = model_options.get("dtype") or management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state_dict), supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(state_dict))
+    host_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported), device=device)
+    host_config.optimizations["fp8"] = model_options.get("fp8_optimizations", False)
+
+    model = host_config.get_model(state_dict)
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=device, offload_device=offload_device)
+    if not management.is_device_cpu(offload_device):
+        model.to(offload_device)
+    model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path, model_options))
+    patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "jodi", share_perception)
+    return patcher

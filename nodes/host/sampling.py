@@ -1,0 +1,59 @@
+"""The published solver, time grid and noise, run by the host's sampling stack (its progress, interrupt and previews)."""
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+
+from ...jodi_core.domains import JointRoles
+from ...jodi_core.sampling import flow_timesteps, sample_flow_dpm
+from .. import joint
+
+
+class FlowDPM(comfy.samplers.KSAMPLER):
+    """DPM-Solver++(2M) as published. Unlike the host's dpmpp_2m its last step is of first order, as is its first."""
+
+    def __init__(self):
+        super().__init__(sample_flow)
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs):
+        if sigmas[0] > 0.999:
+            # The host starts at sigma_0 * noise; the original at the plain noise.
+            noise = noise / sigmas[0]
+        return super().sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
+
+
+def sample_flow(model, x, sigmas, extra_args, callback, disable=None):
+    """`sample_flow_dpm` as a sampler function of the host: `model` denoises, sigma is the time."""
+    def velocity(x, t):
+        return (x - model(x, x.new_full((x.shape[0],), t), **extra_args)) / t
+
+    def report(step, steps, x, x0):
+        callback({"i": step - 1, "x": x, "denoised": x0})
+
+    return sample_flow_dpm(velocity, x, sigmas, report)
+
+
+def reference_noise(shape: tuple[int, ...], roles: JointRoles, seed: int) -> torch.Tensor:
+    """(B, C, D, h, w) noise, drawn as the original does: for all domains of the model, of which the active are kept."""
+    rows, channels, _, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    noise_BLCHW = torch.randn(rows, len(roles.domains), channels, height, width, generator=generator)
+    return roles.keep_active(noise_BLCHW.transpose(1, 2))
+
+
+def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int, guidance: float) -> torch.Tensor:
+    """The samples of a LATENT after a run of the published sampler.
+
+    model: MODEL; positive, negative: CONDITIONING. Stops with the host's interrupt exception.
+    """
+    config = model.model.diffusion_model.config
+    samples = comfy.sample.fix_empty_latent_channels(
+        model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
+    roles = joint.roles_of(latent, samples, config.domains)
+    return comfy.sample.sample_custom(
+        model, reference_noise(samples.shape, roles, seed), guidance, FlowDPM(),
+        flow_timesteps(steps, config.flow_shift).float(), positive, negative, samples,
+        noise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)

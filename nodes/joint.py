@@ -1,0 +1,51 @@
+"""What a joint model adds to the host's LATENT and CONDITIONING dictionaries: the keys, and how they are read.
+
+The role switch writes them; samplers, models and decoders read them. Other nodes pass unknown keys on untouched.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from ..jodi_core.domains import JointRoles, Role
+
+ROLES = "jodi_roles"    # LATENT and CONDITIONING: JointRoles
+CLEAN = "jodi_clean"    # CONDITIONING: unscaled joint latent with the given pictures, zeros in generated slots
+NULL = "jodi_null"      # CONDITIONING: True = no text; the model's stored empty caption stands in
+ROWS = "jodi_rows"      # CONDITIONING (negative): number of text rows that the positive one has
+PLAIN = "jodi_plain"    # CONDITIONING from our CLIP: PlainReading
+
+
+class PlainReading(NamedTuple):
+    """A prompt read as a negative one, without instruction prefix, beside the reading that the host calls cond.
+
+    `of` is that cond tensor: a node in between that replaced it has made this reading stale.
+    """
+
+    of: torch.Tensor
+    features_1MC: torch.Tensor
+
+
+def null_conditioning() -> list:
+    """CONDITIONING without text. The dummy row keeps conditioning nodes of the host working."""
+    return [[torch.zeros(1, 1, 1), {NULL: True}]]
+
+
+def roles_of(values: dict, samples: torch.Tensor, domains: tuple[str, ...]) -> JointRoles:
+    """The roles in a LATENT or CONDITIONING dictionary, checked against the joint latent (B, C, D, h, w).
+
+    A latent that never saw a role switch means: all domains generated if it has a slot for each, the image alone if
+    it has one. ValueError if roles, latent and the model's domains do not belong together.
+    """
+    roles = values.get(ROLES)
+    if roles is None:
+        slots = samples.shape[2] if samples.ndim == 5 else 0
+        if slots not in (1, len(domains)):
+            raise ValueError(f"this latent of shape {tuple(samples.shape)} carries no roles: "
+                             "put it through Jodi Role Switch, which sets them")
+        roles = JointRoles(domains, [Role.GENERATE] + [Role.GENERATE if slots > 1 else Role.IGNORE] * (len(domains) - 1))
+    if roles.domains != domains:
+        raise ValueError(f"the roles are for {', '.join(roles.domains)}, but this model has {', '.join(domains)}: "
+                         "connect role switch, sampler and decoder to the same Jodi Loader")
+    roles.check_latent(samples)
+    return roles
