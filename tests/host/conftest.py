@@ -15,11 +15,16 @@ COMFYUI = Path(os.environ.get("COMFYUI_DIR", ROOT / ".comfyui" / "ComfyUI"))
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def comfyui() -> Path:
     if not (COMFYUI / "main.py").is_file():
         raise FileNotFoundError(f"no ComfyUI in {COMFYUI}: `python run.py test` sets one up, or set COMFYUI_DIR")
+    return COMFYUI
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
-    with Comfy(COMFYUI, Path(sys.executable), base, ROOT, "--cpu") as running:
+    with Comfy(comfyui, Path(sys.executable), base, ROOT, "--cpu") as running:
         yield running
 
 

@@ -1,0 +1,72 @@
+"""The pack as the host sees it: nodes, help pages, workflows in the template list, and what its import costs."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from scripts.comfy import PACK_DIR
+
+NODES = ("JodiLoader", "JodiRoleSwitch", "JodiJointSampler", "JodiLabelDecode")
+WORKFLOWS = ("joint_generation", "controllable_generation", "image_perception")
+
+# What importing the pack adds to what the host itself imports; an empty pack brings in the host's own machinery.
+ADDED_BY_IMPORT = """
+import asyncio, sys
+import comfy.options
+comfy.options.enable_args_parsing()
+import nodes
+for pack in (EMPTY, PACK):
+    before = set(sys.modules)
+    assert asyncio.run(nodes.load_custom_node(pack, module_parent="custom_nodes"))
+ours = PACK.replace(".", "_x_")  # the host names a pack's modules after its path
+added = {name.partition(".")[0] for name in set(sys.modules) - before if not name.startswith(ours)}
+print(*sorted(added - set(sys.stdlib_module_names)))
+"""
+
+
+def test_nodes_appear(comfy, object_info):
+    assert set(NODES) <= set(object_info), comfy.log_text()
+    assert "IMPORT FAILED" not in comfy.log_text()
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_input_explains_itself(object_info, name):
+    assert object_info[name]["description"] and object_info[name]["search_aliases"]
+    for section in ("required", "optional"):
+        for key, (_, *options) in object_info[name]["input"].get(section, {}).items():
+            assert options and options[0].get("tooltip"), f"{name}.{key} has no tooltip"
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_help_page_is_served(comfy, name):
+    page = comfy.fetch(f"/extensions/{PACK_DIR}/docs/{name}.md").decode()
+    assert len(page) > 300
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_is_offered_as_a_template(comfy, name):
+    assert name in comfy.get("/workflow_templates")[PACK_DIR]
+    served = json.loads(comfy.fetch(f"/api/workflow_templates/{PACK_DIR}/{name}.json"))
+    assert any(node["type"] == "JodiJointSampler" for node in served["nodes"])
+    assert comfy.fetch(f"/api/workflow_templates/{PACK_DIR}/{name}.jpg")[:2] == b"\xff\xd8"
+
+
+def test_import_is_quick(comfy):
+    """The host's own measurement, in its log; a second is far more than the pack needs even on a busy machine."""
+    seconds = re.search(rf"([\d.]+) seconds: \S*{PACK_DIR}", comfy.log_text())
+    assert float(seconds[1]) < 1.0
+
+
+def test_import_brings_nothing_along(comfy, comfyui, tmp_path):
+    pack = comfy.base / "custom_nodes" / PACK_DIR
+    shutil.copy(pack / "pyproject.toml", tmp_path)
+    (tmp_path / "__init__.py").write_text("from comfy_api.latest import io\nNODE_CLASS_MAPPINGS = {}\n")
+    code = f"EMPTY, PACK = {str(tmp_path)!r}, {str(pack)!r}\n{ADDED_BY_IMPORT}"
+    done = subprocess.run([sys.executable, "-c", code, "--cpu"], cwd=comfyui, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
