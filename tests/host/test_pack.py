@@ -18,7 +18,7 @@ ADDED_BY_IMPORT = """
 import asyncio, sys
 import comfy.options
 comfy.options.enable_args_parsing()
-import nodes
+import execution, nodes
 for pack in (EMPTY, PACK):
     before = set(sys.modules)
     assert asyncio.run(nodes.load_custom_node(pack, module_parent="custom_nodes"))
