@@ -79,10 +79,11 @@ def _fetch(repo: str, name: str, **where) -> Path:
                            "connect once, unset HF_HUB_OFFLINE, or give the path of a local copy") from error
     except (RepositoryNotFoundError, EntryNotFoundError) as error:
         raise WeightsError(f"{ref} does not exist (or is private: log in with `hf auth login`)") from error
-    except (OSError, RuntimeError) as error:  # refused or broken connections; the hub's fast reader: RuntimeError
+    except Exception as error:  # errors of the hub's transport libraries have no common base
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise WeightsError(f"{ref} could not be fetched: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(f"{ref} could not be fetched ({reason}): try again, it will resume") from error
 
 
 def hub_file_name(ref: str) -> str:
@@ -154,11 +155,13 @@ def write_safetensors(target: Path, tensors: dict, metadata: dict[str, str], ove
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial), metadata)
 
 
-def sha256(path: Path) -> str:
+def sha256(*paths: Path) -> str:
+    """Hexadecimal digest of the contents, one file after the other."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -76,7 +76,7 @@ class JodiPipeline:
         fetched) at the first prompt. WeightsError for files that do not fit.
         """
         bundle = str(ref) == "tiny" or os.path.isdir(ref)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         place = {"device": device, "dtype": dtype}
         text_encoder = text_encoder or (ref if bundle else PUBLISHED["text_encoder"])
@@ -120,8 +120,8 @@ class JodiPipeline:
         guidance = defaults["guidance"] if guidance is None else guidance
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         rows = _rows(prompts, pictures)
-        if count < 1:
-            raise ValueError(f"count {count}: ask for at least one picture")
+        if count < 1 or steps < 1:
+            raise ValueError(f"count {count} and steps {steps} must be at least 1")
         size = self._size(height, width, pictures)
         size_bin = nearest_bin(*size, self.config.bins)
         seed = SystemRandom().getrandbits(32) if seed is None else seed
@@ -194,7 +194,7 @@ class JodiPipeline:
         example = next(self.autoencoder.parameters())
         latents = {}
         for name, picture in pictures.items():
-            fitted = fit((picture * 2 - 1).to(example), size)
+            fitted = fit(picture * 2 - 1, size).to(example)
             latents[name] = _in_parts(self.autoencoder.encode, fitted) * self.config.latent_scale
         rows = max(len(latent) for latent in latents.values())
         empty = torch.zeros_like(next(iter(latents.values()))[:1])
@@ -232,9 +232,16 @@ class JodiPipeline:
         example = next(self.autoencoder.parameters())
         latent_BCDHW = latent_BCDHW.to(example) / self.config.latent_scale
         return {roles.active_names[slot]:
-                resize(_in_parts(self.autoencoder.decode, latent_BCDHW[:, :, slot], self.autoencoder.config.factor),
-                       size).clamp(-1, 1)
+                resize(_in_parts(self.autoencoder.decode, latent_BCDHW[:, :, slot], self.autoencoder.config.factor)
+                       .float(), size).clamp(-1, 1)
                 for slot in roles.generated_slots}
+
+
+def _usable_device(name) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # a device that torch does not know, or cannot use here
+        raise ValueError(f"device {str(name)!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def _rows(prompts: list[str], pictures: dict[str, Tensor]) -> int:

@@ -19,16 +19,19 @@ from .files import (Header, WeightsError, atomic_target, fetch_into, hub_file_na
                     refuse_existing, sha256, write_safetensors)
 from .models.dcae import DCAE, DCAEConfig, from_diffusers_keys
 from .models.jodi import JodiConfig, JodiTransformer
-from .text import GemmaText, TextConfig, text_from_folder, text_from_state_dict
+from .text import GemmaText, TextConfig, text_from_state_dict
 
 FORMAT = 1
+ARRIVALS = ".jodi-arrivals"  # in the models folder, while a download is on its way
 TINY = Path(__file__).parent / "assets" / "tiny"
 # Kind -> the folder of the host's models folder in which it looks for such files.
 HOST_FOLDERS = {"transformer": "diffusion_models", "autoencoder": "vae", "text_encoder": "text_encoders"}
+_GEMMA = "hf://Efficient-Large-Model/gemma-2-2b-it/"
 PUBLISHED = {
     "transformer": "hf://VIPL-GENUN/Jodi/Jodi.pth",
     "autoencoder": "hf://mit-han-lab/dc-ae-f32c32-sana-1.0/model.safetensors",
-    "text_encoder": "hf://Comfy-Org/Lumina_Image_2.0_Repackaged/split_files/text_encoders/gemma_2_2b_fp16.safetensors",
+    "text_encoder": tuple(_GEMMA + name for name in (
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.model")),
 }
 
 # A tensor name that gives a kind away, in the order of trial; the kinds of others are described as a user knows them.
@@ -67,7 +70,7 @@ def resolve(ref: str | os.PathLike, kind: str) -> Path:
     if str(ref) == "tiny":
         return tiny_bundle()[kind]
     path = locate(ref)
-    if not path.is_dir():
+    if not path.is_dir() or (kind == "text_encoder" and (path / "tokenizer.model").is_file()):
         return path
     if not (path / f"{kind}.safetensors").is_file():
         raise WeightsError(f"{path} has no {kind}.safetensors: give the file itself, or a folder with "
@@ -215,13 +218,18 @@ def load_autoencoder(ref, *, device=None, dtype: torch.dtype | None = None, oper
 
 
 def load_text(ref, *, device=None, dtype: torch.dtype | None = None) -> GemmaText:
-    """A text encoder with its tokenizer ready for use. ref: as for `load_transformer`, or a Gemma-2 folder."""
-    if (Path(ref) / "tokenizer.model").is_file():
-        return text_from_folder(Path(ref), device=device, dtype=dtype)
-    path = resolve(ref, "text_encoder")
-    _, tensors, header = _read(path, "text_encoder")
+    """A text encoder with its tokenizer ready for use.
+
+    ref: as for `load_transformer`, or a Gemma-2 folder as its authors publish it, or the addresses of its files.
+    """
+    path = [locate(part) for part in ref][0].parent if isinstance(ref, tuple) else resolve(ref, "text_encoder")
+    if path.is_dir():
+        tensors, metadata = _gemma_folder(path), {}
+    else:
+        _, tensors, header = _read(path, "text_encoder")
+        metadata = header.metadata
     try:
-        return text_from_state_dict(tensors, header.metadata, device=device, dtype=dtype)
+        return text_from_state_dict(tensors, metadata, device=device, dtype=dtype)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
 
@@ -234,6 +242,16 @@ def _load(kind, ref, device, dtype, operations):
     return network.eval().requires_grad_(False)
 
 
+def _gemma_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors and the tokenizer of a Gemma-2 folder, as one file of the host has them."""
+    parts = sorted(folder.glob("*.safetensors"))
+    if not parts or not (folder / "tokenizer.model").is_file():
+        raise WeightsError(f"{folder} needs tokenizer.model and *.safetensors, as google/gemma-2-2b-it has them")
+    tensors = {name: tensor for part in parts for name, tensor in read_tensors(part).items()}
+    tokenizer = bytearray((folder / "tokenizer.model").read_bytes())
+    return tensors | {"spiece_model": torch.frombuffer(tokenizer, dtype=torch.uint8)}
+
+
 def write_model(target: Path, kind: str, config, tensors: dict[str, torch.Tensor], *, source_sha256: str = "",
                 overwrite: bool = False) -> None:
     """One safetensors file with everything that loading needs; `config` is the configuration object of that kind."""
@@ -243,20 +261,25 @@ def write_model(target: Path, kind: str, config, tensors: dict[str, torch.Tensor
 
 def convert(source, target, *, dtype: torch.dtype | None = None, config: dict | None = None,
             overwrite: bool = False) -> str:
-    """Rewrite any known file as one safetensors file with its configuration; returns its kind.
+    """Rewrite any known file, or a Gemma-2 folder, as one safetensors file with its configuration; returns its kind.
 
     dtype: of floating-point tensors, default as stored. config: configuration (names of ours or of the original) for
     a file that has none and whose shapes do not tell enough.
     """
     path = locate(source)
-    kind = kind_of(_renamed(read_header(path).shapes))
-    if kind not in HOST_FOLDERS:
-        raise WeightsError(f"{path} is {kind or 'no model file that is known here'}: nothing to convert")
-    settings, tensors, _ = _read(path, kind, config)
+    if path.is_dir():
+        kind, tensors, sources = "text_encoder", _gemma_folder(path), sorted(path.glob("*.safetensors"))
+        settings = _configured(kind, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
+    else:
+        sources = [path]
+        kind = kind_of(_renamed(read_header(path).shapes))
+        if kind not in HOST_FOLDERS:
+            raise WeightsError(f"{path} is {kind or 'no model file that is known here'}: nothing to convert")
+        settings, tensors, _ = _read(path, kind, config)
     if dtype is not None:
         tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor
                    for name, tensor in tensors.items()}
-    write_model(Path(target), kind, settings, tensors, source_sha256=sha256(path), overwrite=overwrite)
+    write_model(Path(target), kind, settings, tensors, source_sha256=sha256(*sources), overwrite=overwrite)
     return kind
 
 
@@ -285,12 +308,10 @@ def download(ref: str, *, folder: Path | None = None, comfyui: Path | None = Non
     """
     if folder is not None:
         return fetch_into(ref, Path(folder))
-    models = Path(comfyui) / "models"
-    if not models.is_dir():
-        raise WeightsError(f"{comfyui} has no folder 'models': give the folder in which ComfyUI is installed")
+    models = _models_folder(comfyui)
     for name in HOST_FOLDERS.values():
         refuse_existing(models / name / hub_file_name(ref))
-    arrived = fetch_into(ref, models / ".jodi-arrivals")
+    arrived = fetch_into(ref, models / ARRIVALS)
     kind = kind_of(_renamed(read_header(arrived).shapes))
     if kind not in HOST_FOLDERS:
         raise WeightsError(f"{ref} is {kind or 'no model file that is known here'}; it was left as {arrived}")
@@ -300,3 +321,28 @@ def download(ref: str, *, folder: Path | None = None, comfyui: Path | None = Non
         shutil.move(arrived, partial)  # a copy where the folder is a link to another disk
     arrived.parent.rmdir()
     return target
+
+
+def download_published(comfyui: Path) -> list[Path]:
+    """The three files of the published 1.6B model where a ComfyUI looks for them; those that are there are kept."""
+    models = _models_folder(comfyui)
+    paths = []
+    for kind in ("transformer", "autoencoder"):
+        path = models / HOST_FOLDERS[kind] / hub_file_name(PUBLISHED[kind])
+        paths.append(path if path.exists() else download(PUBLISHED[kind], comfyui=comfyui))
+    target, parts = models / "text_encoders" / "gemma-2-2b-it.safetensors", models / ARRIVALS / "gemma-2-2b-it"
+    if not target.exists():
+        for ref in PUBLISHED["text_encoder"]:
+            if not (parts / hub_file_name(ref)).exists():
+                fetch_into(ref, parts)
+        target.parent.mkdir(exist_ok=True)
+        convert(parts, target)
+        shutil.rmtree(parts.parent)
+    return [*paths, target]
+
+
+def _models_folder(comfyui: Path) -> Path:
+    models = Path(comfyui) / "models"
+    if not models.is_dir():
+        raise WeightsError(f"{comfyui} has no folder 'models': give the folder in which ComfyUI is installed")
+    return models
