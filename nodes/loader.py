@@ -79,4 +79,5 @@ class JodiLoader(io.ComfyNode):
         clip = None if text_encoder_name == NO_TEXT else load_clip(path_of("text_encoder", text_encoder_name))
         vae = load_vae(path_of("autoencoder", vae_name), config)
         check_belong_together(config, clip, vae)
+        model.model.latent_format.preview_with(vae)
         return io.NodeOutput(model, clip, vae)

@@ -9,13 +9,12 @@ import comfy.model_patcher
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from comfy.latent_formats import LatentFormat
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...jodi_core import weights
-from ...jodi_core.domains import nearest_bin
 from ...jodi_core.models.jodi import JodiConfig, JodiTransformer, published_name
 from .. import joint
+from .latent import JodiLatent
 
 
 class JodiNetwork(JodiTransformer):
@@ -48,17 +47,6 @@ class JodiNetwork(JodiTransformer):
         return self.velocity(x, timesteps, self.prepare(context, None, roles, clean, dtype=x.dtype))
 
 
-class JodiLatent(LatentFormat):
-    latent_dimensions = 3
-    temporal_downscale_ratio = 1
-
-    def __init__(self, config: JodiConfig):
-        self.latent_channels = config.in_channels
-        self.scale_factor = config.latent_scale
-        # So that the host's empty latents, made for 8 pixels per cell, are brought to the right size.
-        self.spacial_downscale_ratio = nearest_bin(1, 1, config.bins)[0] // config.input_size
-
-
 class JodiModel(comfy.model_base.BaseModel):
     def __init__(self, model_config, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=JodiNetwork)
@@ -82,7 +70,7 @@ class JodiModel(comfy.model_base.BaseModel):
         """Valid text features (1, M, width) of a conditioning entry; the stored empty caption where there is no text."""
         plain, mask = values.get(joint.PLAIN), values.get("attention_mask")
         if values.get(joint.NULL):
-            cross_attn = self.diffusion_model.y_embedder.y_embedding[None].to(device)
+            cross_attn = self.diffusion_model.y_embedder.y_embedding[None]
         elif plain is not None and plain.of is cross_attn and values["prompt_type"] == "negative":
             cross_attn = plain.features_1MC
         elif mask is not None:    # the host's own text loader pads and masks
@@ -92,7 +80,8 @@ class JodiModel(comfy.model_base.BaseModel):
             raise ValueError(f"the text features are {cross_attn.shape[-1]} wide, but this model takes {wanted}: "
                              "choose the text encoder that belongs to the model in Jodi Loader")
         # Guidance compares captions of equal length: the negative one is cut to the rows of the positive one.
-        return cross_attn[:, :values.get(joint.ROWS)]
+        # Both on one device and of one type, or the host would not evaluate the two branches together.
+        return cross_attn[:, :values.get(joint.ROWS)].to(device, torch.float32)
 
     def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
         """Denoised latent; given slots are exactly the given ones, whatever the sampler makes of the rest."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.sd
-import sentencepiece
 import torch
 from comfy import sd1_clip
 from comfy.supported_models_base import ClipTarget
 from comfy.text_encoders.llama import Gemma2_2B
+from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
 
 from ...jodi_core import weights
 from ...jodi_core.text import BOS, PAD, TextConfig, clean_prompt, selected_positions
@@ -28,13 +28,12 @@ class JodiTokenizer:
 
     def __init__(self, embedding_directory=None, tokenizer_data={}):
         self.config: TextConfig = tokenizer_data["config"]
-        self.spiece_model = tokenizer_data["spiece_model"]
-        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=self.spiece_model.numpy().tobytes())
+        self.pieces = SPieceTokenizer(tokenizer_data["spiece_model"], add_bos=True, add_eos=False)
         prefix_tokens = len(self.numbers(self.config.prefix)) if self.config.prefix else 0
         self.places = selected_positions(prefix_tokens, self.config.max_length)
 
     def numbers(self, text: str) -> list[int]:
-        return [BOS, *self.pieces.encode(text)]
+        return self.pieces(text)["input_ids"]
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> dict:
         """Token lists in the host's form, and the positions whose features count. Weights are not part of the model.
@@ -49,7 +48,7 @@ class JodiTokenizer:
         return {NAME: [[(token, 1.0) for token in tokens] for tokens in (full, plain)], "places": places}
 
     def state_dict(self) -> dict:
-        return {"spiece_model": self.spiece_model}
+        return {"spiece_model": self.pieces.serialize_model()}
 
 
 class JodiGemma(sd1_clip.SDClipModel):

@@ -6,32 +6,13 @@ import comfy.utils
 import nodes as host_nodes
 import pytest
 import torch
-from nodes_fixtures import relative
+from nodes_fixtures import PICTURE, relative, switch, text
 
 from jodi_core.domains import JODI_DOMAINS
 from jodi_core.pipeline import JodiPipeline
 from jodi_pack.nodes import joint
 from jodi_pack.nodes.decode import JodiLabelDecode
-from jodi_pack.nodes.roles import JodiRoleSwitch
 from jodi_pack.nodes.sampling import JodiJointSampler
-
-PICTURE = torch.linspace(0, 1, 40 * 60 * 3).reshape(1, 40, 60, 3)
-
-
-def choices(generate=(), condition=(), picture=PICTURE):
-    """Inputs of the role switch as the host hands them over."""
-    return {name: {name: "generate"} if name in generate else
-            {name: "condition", "pixels": picture} if name in condition else {name: "ignore"} for name in JODI_DOMAINS}
-
-
-def switch(vae, positive=None, negative=None, batch_size=1, size=None, **roles):
-    return JodiRoleSwitch.execute(vae, size or {"size": "automatic"}, batch_size, positive, negative,
-                                  **choices(**roles)).result
-
-
-def text(clip, prompt):
-    return host_nodes.CLIPTextEncode().encode(clip, prompt)[0]
-
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_folder):
@@ -172,3 +153,24 @@ def test_fp8_storage(tiny_files, loaded):
     samples = [JodiJointSampler.execute(of, *conditioned, seed=0, steps=2, cfg=1.0).result[0]["samples"][:, :, 1]
                for of in (loaded[0], model)]
     assert 0 < relative(samples[1], samples[0]) < 0.3
+
+
+def test_preview_shows_every_domain_in_its_colours(loaded):
+    """One picture of all domains, in colours fitted to the autoencoder, through the host's own previewer."""
+    from comfy.cli_args import LatentPreviewMethod, args
+    from jodi_pack.nodes.host.latent import JodiLatent, lay_out_domains
+    from latent_preview import get_previewer
+    model, _, vae = loaded
+    latent_format = JodiLatent(model.model.diffusion_model.config)
+    latent_format.preview_with(vae)
+    x0 = torch.arange(7.0).reshape(1, 1, 7, 1, 1).expand(1, 8, 7, 2, 3)
+    layout = lay_out_domains(x0)[0, 0]
+    assert layout.shape == (4, 12) and layout[0, ::3].tolist() == [0, 1, 2, 3] and layout[2, ::3].tolist() == [4, 5, 6, 0]
+    factors, bias = torch.tensor(latent_format.latent_rgb_factors), torch.tensor(latent_format.latent_rgb_factors_bias)
+    assert factors.shape == (8, 3) and bias.shape == (3,) and factors.isfinite().all()
+    method, args.preview_method = args.preview_method, LatentPreviewMethod.Latent2RGB
+    try:
+        kind, picture, _ = get_previewer(torch.device("cpu"), latent_format).decode_latent_to_preview_image("JPEG", x0)
+    finally:
+        args.preview_method = method
+    assert picture.size == (12, 4)
