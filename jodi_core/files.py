@@ -40,7 +40,7 @@ class Header:
 
 
 def parse_hub_ref(ref: str) -> tuple[str, str]:
-    """`hf://owner/name/path/to/file` -> ("owner/name", "path/to/file"); WeightsError if a part could escape a folder."""
+    """`hf://owner/name/path/to/file` -> ("owner/name", "path/to/file"); WeightsError if a part could leave a folder."""
     parts = ref.removeprefix(HUB).split("/")
     if len(parts) < 3 or any(part in (".", "..") or not _HUB_PART.fullmatch(part) for part in parts):
         raise WeightsError(f"{ref!r} is not a usable address: write hf://owner/name/file, without empty parts, "

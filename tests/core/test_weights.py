@@ -29,7 +29,7 @@ def own_metadata(path):
         return json.loads(file.metadata()["jodi"])
 
 
-# ---- files that are not what they seem --------------------------------------------------------------------------------
+# ---- files that are not what they seem ------------------------------------------------------------------------------
 
 class Explosive:
     def __reduce__(self):
@@ -126,6 +126,8 @@ def test_torch_files_of_every_published_form_are_read(tmp_path, tensors, wrap, z
     (["encoder.block.0.layer.0.SelfAttention.q.weight"], "T5"),
     (["text_model.encoder.layers.0.self_attn.q_proj.weight"], "CLIP"),
     (["model.layers.0.self_attn.q_proj.weight"], "another language model"),
+    (["model.layers.0.pre_feedforward_layernorm.weight", "model.layers.0.self_attn.q_norm.weight"], "Gemma-3"),
+    (["down_blocks.0.resnets.0.conv1.weight"], "Stable Diffusion UNet"),
     (["something.else"], "no model file that is known"),
 ])
 def test_files_of_other_models_are_named(tmp_path, keys, described):
