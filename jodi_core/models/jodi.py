@@ -157,7 +157,7 @@ class JodiTransformer(nn.Module):
         if context.clean_tokens is not None:
             given = context.clean_tokens.expand(rows, -1, -1, -1)
             tokens = merge_slots(tokens, given, roles.generated_slots, roles.condition_slots)
-        time_BC = self.t_embedder(t_B if context.exact_time else t_B.to(tokens.dtype), tokens.dtype)
+        time_BC = self.t_embedder(t_B if context.exact_time else t_B.to(x_BCDHW.dtype), tokens.dtype)
         time_B6C = self.t_block(time_BC).unflatten(-1, (6, -1))
         keep = list(roles.generated_slots) if roles.condition_slots else None
         for i, block in enumerate(self.blocks):
@@ -185,7 +185,9 @@ class JodiTransformer(nn.Module):
         (B, 1, 1, M), a prefix of ones per row. If x has twice the rows of role, the latter (and clean_x, mask) are
         repeated: the guidance batch, whose unconditional half so uses the conditional mask.
         Returns (B, L, C, h, w), zeros where role is not generate. Rows are evaluated in groups of equal roles.
+        ValueError for shapes that do not belong together.
         """
+        self.check_inputs(x, t, y, role, mask, clean_x)
         dtype = self.y_embedder.y_embedding.dtype
         x, t, y = x.to(dtype), t.to(dtype), y.to(dtype).flatten(0, 1)
         rows = x.shape[0]
@@ -206,8 +208,20 @@ class JodiTransformer(nn.Module):
             context = self.prepare(y[index], None if mask is None else mask[index], roles, clean_BCDHW,
                                    null_rows_T=None if dropped is None else dropped[index])
             v_BCDHW = self.velocity(x_BCDHW, t[index], context)
-            out[torch.tensor(index)[:, None], torch.tensor(roles.active)] = v_BCDHW.transpose(1, 2)
+            out[torch.tensor(index)[:, None], torch.tensor(roles.active)] = v_BCDHW.transpose(1, 2).to(dtype)
         return out
+
+    def check_inputs(self, x, t, y, role, mask, clean_x) -> None:
+        domains, channels = self.config.num_domains, self.config.in_channels
+        if x.ndim != 5 or x.shape[1:3] != (domains, channels):
+            raise ValueError(f"x is {tuple(x.shape)}, but this model takes (batch, {domains} domains, {channels} "
+                             "channels, height, width)")
+        if clean_x is not None and clean_x.shape[1:] != x.shape[1:]:
+            raise ValueError(f"clean_x is {tuple(clean_x.shape)}, but x is {tuple(x.shape)}")
+        repeats = {"t": (t, 1), "y": (y, 1), "role": (role, 2), "mask": (mask, 2), "clean_x": (clean_x, 2)}
+        for name, (part, times) in repeats.items():
+            if part is not None and len(x) not in (len(part), times * len(part)):
+                raise ValueError(f"{name} has {len(part)} rows, but x has {len(x)}")
 
     # ---- training from nothing --------------------------------------------------------------------------------
 
@@ -215,7 +229,7 @@ class JodiTransformer(nn.Module):
     def init_weights(self) -> None:
         """Initial values of the original (spec 1.6); MixFFN convolutions keep the framework's."""
         size = self.config.hidden_size
-        for name, module in self.named_modules():
+        for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:

@@ -108,13 +108,14 @@ class LinearAttention(nn.Module):
 def linear_attention(q_BHSK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
     """sum_n v_n (k_n . q) / (sum_n k_n . q + 1e-8): two small products in place of a score matrix (spec 1.5).
 
-    float16 would overflow in the sums, so it is computed in float32; the division always is.
+    float16 would overflow in the sums, so it is computed in float32; the division is at least that.
     """
     dtype = q_BHSK.dtype
     if dtype == torch.float16:
         q_BHSK, k_BHSK, v_BHSK = q_BHSK.float(), k_BHSK.float(), v_BHSK.float()
     state = k_BHSK.transpose(-1, -2) @ F.pad(v_BHSK, (0, 1), value=1.0)    # (B, H, K, K + 1)
-    out = (q_BHSK @ state).float()
+    out = q_BHSK @ state
+    out = out.to(torch.promote_types(out.dtype, torch.float32))
     return (out[..., :-1] / (out[..., -1:] + 1e-8)).to(dtype)
 
 
