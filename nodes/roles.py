@@ -12,14 +12,19 @@ GENERATE, CONDITION, IGNORE = ROLE_NAMES = ("generate", "condition", "ignore")
 AUTOMATIC, CUSTOM = "automatic", "custom"
 
 
+def picture_input(name: str) -> str:
+    """The input that appears for a condition. Not the domain's own name, which its role already has as its path."""
+    return f"{name}_picture"
+
+
 def given_pictures(choices: dict) -> dict[str, torch.Tensor]:
     """Domain -> picture (B, 3, H, W) in [0, 1] of the domains that are conditions. ValueError where one is missing."""
-    missing = [name for name, choice in choices.items() if choice[name] == CONDITION and choice.get("pixels") is None]
+    given = {name: choice.get(picture_input(name)) for name, choice in choices.items() if choice[name] == CONDITION}
+    missing = [name for name, pixels_BHWC in given.items() if pixels_BHWC is None]
     if missing:
         raise ValueError(f"{', '.join(missing)}: set to 'condition', but no picture is connected to "
-                         f"{', '.join(f'{name}.pixels' for name in missing)}")
-    return {name: load_picture(choice["pixels"].movedim(-1, 1))
-            for name, choice in choices.items() if choice[name] == CONDITION}
+                         f"{', '.join(map(picture_input, missing))}")
+    return {name: load_picture(pixels_BHWC.movedim(-1, 1)) for name, pixels_BHWC in given.items()}
 
 
 def picture_size(size: dict, pictures: dict, config, factor: int) -> tuple[int, int]:
@@ -123,7 +128,7 @@ def role_input(name: str) -> io.DynamicCombo.Input:
         options=[
             io.DynamicCombo.Option(GENERATE, []),
             io.DynamicCombo.Option(CONDITION, [io.Image.Input(
-                "pixels", optional=True, tooltip=f"The {name} picture that is given; scaled to cover the size, centre "
-                                                 "cropped.")]),
+                picture_input(name), optional=True,
+                tooltip=f"The {name} picture that is given; scaled to cover the size, centre cropped.")]),
             io.DynamicCombo.Option(IGNORE, []),
         ])

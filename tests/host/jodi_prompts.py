@@ -29,7 +29,7 @@ def joint_prompt(roles: dict, *, text="a red house on the left, on green grass",
         role = roles.get(name, "ignore")
         switch[name] = role if role in ("generate", "ignore") else "condition"
         if switch[name] == "condition" and role:
-            switch[f"{name}.pixels"] = link(role)
+            switch[f"{name}.{name}_picture"] = link(role)
     prompt = {
         "load": node("JodiLoader", model_name=model, text_encoder_name=text_encoder, vae_name=vae,
                      weight_dtype="default"),

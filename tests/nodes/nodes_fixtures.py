@@ -25,7 +25,7 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 def choices(generate=(), condition=(), picture=PICTURE):
     """Inputs of the role switch as the host hands them over."""
     return {name: {name: "generate"} if name in generate else
-            {name: "condition", "pixels": picture} if name in condition else {name: "ignore"} for name in JODI_DOMAINS}
+            {name: "condition", f"{name}_picture": picture} if name in condition else {name: "ignore"} for name in JODI_DOMAINS}
 
 
 def switch(vae, positive=None, negative=None, batch_size=1, size=None, **roles):

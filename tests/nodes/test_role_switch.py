@@ -65,7 +65,7 @@ def test_batches():
 @pytest.mark.parametrize("roles, message", [
     ({}, "nothing to generate"),
     ({"condition": ("depth",)}, "nothing to generate"),
-    ({"generate": ("image",), "condition": ("depth",), "picture": None}, "connected to depth.pixels"),
+    ({"generate": ("image",), "condition": ("depth",), "picture": None}, "connected to depth_picture"),
 ])
 def test_bad_choices(loaded, roles, message):
     with pytest.raises(ValueError, match=message):
