@@ -10,6 +10,7 @@ The encoder is linear and never trained: 4x4 cells lose a few of their 48 number
 import argparse
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -179,7 +180,7 @@ def picture_loss(decoded_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor) -> torch
 
 
 def train_decoder(model: DCAE, pictures: torch.Tensor, minutes: float, *, batch: int = 8, rate: float = 1.5e-3,
-                  noise: float = 0.05, checkpoint: Path | None = None, log=print) -> int:
+                  noise: float = 0.05, checkpoint: Path | None = None, log=partial(print, flush=True)) -> int:
     """Train the decoder in place for `minutes` of processor time; returns the number of steps of all runs together.
 
     Args:
@@ -211,7 +212,7 @@ def train_decoder(model: DCAE, pictures: torch.Tensor, minutes: float, *, batch:
             _save_checkpoint(checkpoint, {"decoder": model.decoder.state_dict(), "step": step, "spent": spent,
                                           "optimizer": optimizer.state_dict()})
         if step % 100 == 0:
-            log(f"step {step}, {spent:.0f} s, loss {loss:.4f}", flush=True)
+            log(f"step {step}, {spent:.0f} s, loss {loss:.4f}")
     return step
 
 
@@ -285,10 +286,10 @@ def main(arguments=None) -> None:
         model.decoder.requires_grad_(True)
     else:
         model = fit_pca(pictures[:FIT_PICTURES], exponent=options.exponent)
-    print(report(model, held_out), flush=True)
+    print(report(model, held_out))
     train_decoder(model, pictures, options.minutes, checkpoint=options.output.with_suffix(".checkpoint"))
     save(model, options.output)
-    print(report(model, held_out), flush=True)
+    print(report(model, held_out))
 
 
 if __name__ == "__main__":

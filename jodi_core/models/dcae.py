@@ -274,14 +274,15 @@ class DCAE(nn.Module):
     def encode_tiled(self, pictures_BCHW: torch.Tensor, tile: int = 1024, overlap: int = 256) -> torch.Tensor:
         """`encode` with bounded memory; `tile` and `overlap` in pixels, multiples of `config.factor`.
 
-        Not exactly `encode`: positions near a seam see less surrounding, and attention stays inside a tile.
+        Equal to `encode` for convolutions that reach no further than a quarter of the overlap; attention stays inside
+        a tile, so attention stages make it an approximation.
         """
         self._check_pictures(pictures_BCHW)
         self._check_tiles(tile, overlap)
         return run_tiled(self.encoder, pictures_BCHW, tile, overlap, 1 / self.config.factor)
 
     def decode_tiled(self, latents_BChw: torch.Tensor, tile: int = 1024, overlap: int = 256) -> torch.Tensor:
-        """`decode` with bounded memory; `tile` and `overlap` in pixels, multiples of `config.factor`."""
+        """`decode` with bounded memory, see `encode_tiled`; `tile` and `overlap` in pixels as well."""
         self._check_latents(latents_BChw)
         self._check_tiles(tile, overlap)
         factor = self.config.factor

@@ -14,10 +14,11 @@ def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int, first: bool, last: bool, scale: float) -> torch.Tensor:
-    """Weights along one tile side: rising over the overlap with a neighbour, 1 elsewhere."""
+    """Weights along one tile side: 1, but at a neighbour 0 on the outer quarter of the overlap (which lacks
+    surroundings) and rising over its middle half."""
     weight = torch.ones(length)
-    width = max(1, round(overlap * scale))
-    rise = (torch.arange(width) + 0.5) / width
+    width = round(overlap * scale)
+    rise = (((torch.arange(width) + 0.5) / width - 0.25) * 2).clamp(0, 1)
     if not first:
         weight[:width] = rise
     if not last:
@@ -30,7 +31,7 @@ def run_tiled(function: Callable, x_BCHW: torch.Tensor, tile: int, overlap: int,
 
     Args:
         function: (B, C, h, w) -> (B, C', h * scale, w * scale).
-        tile, overlap: in input positions; tile * scale and overlap * scale should be whole numbers.
+        tile, overlap: in input positions; times `scale` they must be whole numbers.
     """
     if not 0 < overlap <= tile // 2:
         raise ValueError(f"tile overlap {overlap} must be positive and at most half of the tile side {tile}")
