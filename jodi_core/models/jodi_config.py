@@ -1,5 +1,6 @@
 """Configuration of a Jodi transformer: from its file's metadata, its shapes, or the original's constructor names."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 
 from ..domains import JODI_BINS, JODI_DOMAINS
@@ -103,9 +104,14 @@ class JodiConfig:
             max_length, caption_channels = shapes["y_embedder.y_embedding"]
             mlp_hidden = shapes["blocks.0.mlp.point_conv.conv.weight"][1]
             count = shapes["domain_embedding"][0]
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"not a Jodi transformer: {error} is missing or has an unexpected shape") from None
+        except KeyError as error:
+            raise ValueError(f"not a Jodi transformer: it has no {error}") from None
+        except (IndexError, ValueError):
+            raise ValueError("not a Jodi transformer: its tensors have other shapes") from None
         patch = round((outputs / channels) ** 0.5)
+        mlp_ratio = mlp_hidden / hidden
+        if int(hidden * mlp_ratio) < mlp_hidden:    # rounding
+            mlp_ratio = math.nextafter(mlp_ratio, math.inf)
         if "num_heads" not in overrides and hidden not in PUBLISHED_TEXT_HEADS:
             raise ValueError(f"hidden size {hidden} is not a published one and the file has no metadata: "
                              "convert it with its configuration (num_heads can't be read from shapes)")
@@ -113,7 +119,7 @@ class JodiConfig:
             hidden_size=hidden, in_channels=channels, patch_size=patch, caption_channels=caption_channels,
             patch_embed_kernel=None if kernel == patch else kernel, model_max_length=max_length,
             depth=len({key.split(".")[1] for key in shapes if key.startswith("blocks.")}),
-            num_heads=PUBLISHED_TEXT_HEADS.get(hidden), mlp_ratio=mlp_hidden / hidden, domains=domain_names(count),
+            num_heads=PUBLISHED_TEXT_HEADS.get(hidden), mlp_ratio=mlp_ratio, domains=domain_names(count),
             qk_norm="blocks.0.attn.q_norm.weight" in shapes, cross_norm="blocks.0.cross_attn.q_norm.weight" in shapes,
             y_norm="attention_y_norm.weight" in shapes)
         return cls(**inferred | overrides)
