@@ -22,6 +22,7 @@ from .models.jodi import JodiConfig, JodiTransformer
 from .text import GemmaText, TextConfig, text_from_state_dict
 
 FORMAT = 1
+METADATA_TENSOR = "jodi_metadata"
 ARRIVALS = ".jodi-arrivals"  # in the models folder, while a download is on its way
 TINY = Path(__file__).parent / "assets" / "tiny"
 # Kind -> the folder of the host's models folder in which it looks for such files.
@@ -105,12 +106,24 @@ def _times(shape) -> str:
     return "x".join(map(str, shape)) or "a single number"
 
 
+def metadata_entry(kind: str, config, source_sha256: str = "") -> str:
+    """The metadata entry "jodi" of a file of ours; `config` is the configuration object of that kind."""
+    return json.dumps({"format": FORMAT, "kind": kind, "config": config.to_dict(), "source_sha256": source_sha256})
+
+
+def metadata_tensor(kind: str, config) -> dict[str, torch.Tensor]:
+    """The metadata entry as a tensor of bytes under its name, for hosts that save tensors and drop metadata."""
+    return {METADATA_TENSOR: torch.frombuffer(bytearray(metadata_entry(kind, config).encode()), dtype=torch.uint8)}
+
+
 def own_metadata(header: Header) -> dict | None:
     """The metadata entry that this project writes, None without one, WeightsError if it is unusable."""
-    if "jodi" not in header.metadata:
+    in_tensor = [name for name in header.shapes if name.endswith(METADATA_TENSOR)]
+    if "jodi" not in header.metadata and not in_tensor:
         return None
     try:
-        own = json.loads(header.metadata["jodi"])
+        own = json.loads(header.metadata["jodi"] if "jodi" in header.metadata else
+                         bytes(read_tensors(header.path)[in_tensor[0]].tolist()))
         newer, usable = own["format"] > FORMAT, own["kind"] in HOST_FOLDERS and isinstance(own["config"], dict)
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{header.path}: its metadata entry 'jodi' cannot be read ({error!r}); convert it again "
@@ -125,7 +138,7 @@ def own_metadata(header: Header) -> dict | None:
 def _strip(name: str) -> str | None:
     """A tensor's name without the prefix that full checkpoints put before the network; None if it is to be dropped."""
     name = name.removeprefix("model.").removeprefix("diffusion_model.") if "diffusion_model." in name else name
-    return None if name == "pos_embed" else name
+    return None if name in ("pos_embed", METADATA_TENSOR) else name
 
 
 def _renamed(tensors: dict) -> dict:
@@ -256,8 +269,8 @@ def _gemma_folder(folder: Path) -> dict[str, torch.Tensor]:
 def write_model(target: Path, kind: str, config, tensors: dict[str, torch.Tensor], *, source_sha256: str = "",
                 overwrite: bool = False) -> None:
     """One safetensors file with everything that loading needs; `config` is the configuration object of that kind."""
-    own = {"format": FORMAT, "kind": kind, "config": config.to_dict(), "source_sha256": source_sha256}
-    write_safetensors(Path(target), tensors, {"format": "pt", "jodi": json.dumps(own)}, overwrite)
+    metadata = {"format": "pt", "jodi": metadata_entry(kind, config, source_sha256)}
+    write_safetensors(Path(target), tensors, metadata, overwrite)
 
 
 def convert(source, target, *, dtype: torch.dtype | None = None, config: dict | None = None,

@@ -107,8 +107,9 @@ class JodiModelConfig(comfy.supported_models_base.BASE):
         return JodiModel(self, device=device)
 
     def process_unet_state_dict_for_saving(self, state_dict):
+        published = {published_name(key): tensor for key, tensor in state_dict.items()}
         return super().process_unet_state_dict_for_saving(
-            {published_name(key): tensor for key, tensor in state_dict.items()})
+            published | weights.metadata_tensor("transformer", self.unet_config["config"]))
 
 
 def share_perception(executor, model, conds, x, timestep, model_options):

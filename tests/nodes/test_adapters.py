@@ -134,13 +134,17 @@ def test_lora_reaches_matrices_and_tables(loaded):
     assert relative(run(model), plain) < 1e-6
 
 
-def test_saved_model_has_the_published_names(loaded, tiny_files, tmp_path):
-    """What the host's ModelSave writes: names and values of the file that was loaded, under the host's prefix."""
+def test_saved_model_loads_again(loaded, tiny_files, tmp_path):
+    """What the host's ModelSave writes: names and values of the file that was loaded, and its configuration."""
+    from jodi_pack.nodes.host.model import load_model
     from safetensors.torch import load_file
     comfy.sd.save_checkpoint(str(tmp_path / "saved.safetensors"), loaded[0])
     saved, original = load_file(tmp_path / "saved.safetensors"), load_file(tiny_files["transformer"])
-    assert {f"model.diffusion_model.{name}" for name in original} == saved.keys()
+    assert {f"model.diffusion_model.{name}" for name in (*original, "jodi_metadata")} == saved.keys()
     assert all(torch.equal(saved[f"model.diffusion_model.{name}"], value) for name, value in original.items())
+    again = load_model(str(tmp_path / "saved.safetensors")).model.diffusion_model
+    assert again.config == loaded[0].model.diffusion_model.config
+    assert torch.equal(again.domain_embedding.weight, original["domain_embedding"])
 
 
 def test_fp8_storage(tiny_files, loaded):
