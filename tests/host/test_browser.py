@@ -43,7 +43,8 @@ async def drive(address: str, profile: Path) -> tuple[dict, list]:
 @pytest.mark.skipif(not BROWSER and not os.environ.get("CI"), reason="no Chromium here; in CI that is a failure")
 def test_joint_workflow_runs_from_a_drop_on_the_canvas(comfy, tmp_path, prompt):
     # Otherwise the first-visit dialog covers the canvas.
-    comfy.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False})
+    comfy.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
+                             "Comfy.Minimap.Visible": False})
     converted, (event, details) = asyncio.run(drive(comfy.url, tmp_path))
     assert event == "execution_success", details
     assert SCREENSHOT.stat().st_size > 20_000
