@@ -1,4 +1,4 @@
-"""Runs a real ComfyUI with this pack and talks to it over HTTP. Standard library only; used by the demo and the tests."""
+"""Runs a real ComfyUI with this pack and talks to it over HTTP. Standard library only; for the demo and the tests."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The demo: a real ComfyUI, this pack, the joint workflow on the tiny model, pictures on disk. Standard library only."""
+"""The demo: a real ComfyUI, this pack, the joint workflow on the tiny model, pictures. Standard library only."""
 
 import argparse
 import json
