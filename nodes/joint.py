@@ -41,8 +41,8 @@ def roles_of(values: dict, samples: torch.Tensor, domains: tuple[str, ...]) -> J
     if roles is None:
         slots = samples.shape[2] if samples.ndim == 5 else 0
         if slots not in (1, len(domains)):
-            raise ValueError(f"this latent of shape {tuple(samples.shape)} carries no roles: "
-                             "put it through Jodi Role Switch, which sets them")
+            raise ValueError(f"no roles came along with this latent of shape {tuple(samples.shape)}: "
+                             "take positive, negative and latent from Jodi Role Switch")
         roles = JointRoles(domains, [Role.GENERATE] + [Role.GENERATE if slots > 1 else Role.IGNORE] * (len(domains) - 1))
     if roles.domains != domains:
         raise ValueError(f"the roles are for {', '.join(roles.domains)}, but this model has {', '.join(domains)}: "

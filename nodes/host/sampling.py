@@ -52,6 +52,9 @@ def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int,
     samples = comfy.sample.fix_empty_latent_channels(
         model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))
     roles = joint.roles_of(latent, samples, config.domains)
+    if any(values.get(joint.ROLES, roles) != roles for _, values in (*positive, *negative)):
+        raise ValueError("the conditioning has other roles than the latent: take positive, negative and latent from "
+                         "the same Jodi Role Switch")
     return comfy.sample.sample_custom(
         model, reference_noise(samples.shape, roles, seed), guidance, FlowDPM(),
         flow_timesteps(steps, config.flow_shift).float(), positive, negative, samples,

@@ -68,6 +68,38 @@ def test_stock_ksampler_runs_it(loaded, roles):
     assert len(host_nodes.VAEDecode().decode(vae, result)[0]) == 2 * len(travelling.active)
 
 
+def test_wrappers_of_the_network_may_change_their_x(loaded):
+    """Step caches do so, and look for the options in the last place."""
+    from comfy.patcher_extension import WrappersMP
+    model, _, vae = loaded
+    conditioned = switch(vae, generate=("depth",), condition=("image",))
+
+    def spoil(executor, x, *arguments):
+        assert "sigmas" in arguments[-1] and "uuids" in arguments[-1]
+        result = executor(x.clone(), *arguments)
+        x.zero_()
+        return result
+
+    wrapped = model.clone()
+    wrapped.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", spoil)
+    plain, spoiled = (JodiJointSampler.execute(of, *conditioned, seed=0, steps=2, cfg=1.0).result[0]["samples"]
+                      for of in (model, wrapped))
+    assert torch.equal(plain, spoiled)
+
+
+def test_mask_keeps_what_it_does_not_cover(loaded):
+    """The host's inpainting mask: the left half is drawn anew, the right half stays."""
+    model, _, vae = loaded
+    positive, negative, latent = switch(vae, generate=("image", "depth"))
+    first, = JodiJointSampler.execute(model, positive, negative, latent, seed=0, steps=2, cfg=1.0).result
+    mask = torch.zeros(1, 48, 48)
+    mask[:, :, :24] = 1
+    masked, = host_nodes.SetLatentNoiseMask().set_mask(first, mask)
+    second, = JodiJointSampler.execute(model, positive, negative, masked, seed=1, steps=2, cfg=1.0).result
+    changed = (second["samples"] - first["samples"]).abs().amax((0, 1, 2, 3))
+    assert (changed[:3] > 0.1).all() and (changed[3:] < 1e-5).all()
+
+
 def test_text_to_image_without_the_role_switch(loaded):
     model, clip, vae = loaded
     empty, = host_nodes.EmptyLatentImage().generate(64, 48, 1)

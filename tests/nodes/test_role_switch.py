@@ -91,8 +91,16 @@ def test_latent_that_another_node_changed(loaded):
     larger = latent | {"samples": latent["samples"].repeat(1, 1, 1, 2, 2)}
     with pytest.raises(ValueError, match="make its conditioning anew"):
         JodiJointSampler.execute(model, positive, negative, larger, seed=0, steps=1, cfg=1.0)
-    with pytest.raises(ValueError, match="carries no roles"):
+    with pytest.raises(ValueError, match="no roles came along"):
         JodiLabelDecode.execute({"samples": latent["samples"]}, vae)
+
+
+def test_conditioning_of_another_switch(loaded):
+    model, _, vae = loaded
+    positive, negative, _ = switch(vae, generate=("depth",), condition=("image",))
+    latent = switch(vae, generate=("normal",), condition=("image",))[2]
+    with pytest.raises(ValueError, match="same Jodi Role Switch"):
+        JodiJointSampler.execute(model, positive, negative, latent, seed=0, steps=1, cfg=1.0)
 
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0, 4.5])
