@@ -1,0 +1,67 @@
+"""Jodi Loader: the host's model folders, the bundled model, and files that do not belong together."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import folder_paths
+import pytest
+
+from jodi_pack.jodi_core.files import WeightsError
+from jodi_pack.nodes import loader
+from jodi_pack.nodes.loader import NO_TEXT, TINY, JodiLoader, check_belong_together
+
+
+@pytest.fixture
+def model_folders(tiny_files, monkeypatch):
+    """The random tiny model in the folders where the host looks."""
+    for kind, folder in loader.HOST_FOLDERS.items():
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder,
+                            ([str(tiny_files[kind].parent)], {".safetensors"}))
+    folder_paths.filename_list_cache.clear()
+    yield
+    folder_paths.filename_list_cache.clear()
+
+
+def load(model="transformer", text="text_encoder", vae="autoencoder", dtype="default"):
+    names = (name if name in (TINY, NO_TEXT) else f"{name}.safetensors" for name in (model, text, vae))
+    return JodiLoader.execute(*names, dtype).result
+
+
+def test_files_from_the_model_folders(model_folders):
+    options = {entry.id: entry.options for entry in JodiLoader.define_schema().inputs}
+    assert options["model_name"][0] == options["vae_name"][0] == TINY
+    assert options["text_encoder_name"][:2] == [TINY, NO_TEXT]
+    assert "transformer.safetensors" in options["model_name"]
+    model, clip, vae = load()
+    assert vae.joint_config == model.model.diffusion_model.config
+    assert load(text=NO_TEXT)[1] is None
+
+
+def test_bundled_model(model_folders, tiny_files, monkeypatch):
+    monkeypatch.setattr(loader, "tiny_bundle", lambda: tiny_files)
+    assert load(TINY, TINY, TINY)[1].text_width == 64
+
+
+@pytest.mark.parametrize("names, message", [
+    ({"model": "autoencoder"}, "a DC-AE autoencoder, but a Jodi transformer is wanted"),
+    ({"text": "transformer"}, "a Gemma-2 text encoder is wanted"),
+    ({"vae": "text_encoder"}, "a DC-AE autoencoder is wanted"),
+])
+def test_file_of_another_kind(model_folders, names, message):
+    with pytest.raises(WeightsError, match=message):
+        load(**names)
+
+
+def test_names_cannot_leave_the_folders(model_folders, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        JodiLoader.execute(f"../../../../../../..{tmp_path}/x.safetensors", NO_TEXT, TINY, "default")
+
+
+def test_parts_of_different_models(loaded):
+    _, clip, vae = loaded
+    config = vae.joint_config
+    check_belong_together(config, None, vae)
+    with pytest.raises(ValueError, match="gives 2304 numbers per token, but the model takes 64"):
+        check_belong_together(config, SimpleNamespace(text_width=2304), vae)
+    with pytest.raises(ValueError, match="shrinks pictures 8 times"):
+        check_belong_together(replace(config, input_size=32), clip, vae)
