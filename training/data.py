@@ -14,6 +14,7 @@ from .config import DataConfig
 from .world import render, sample_scene
 
 SHARD = 1024    # scenes per file
+TURNS = 1000    # batches in which every size has exactly its share
 
 
 @dataclass(frozen=True)
@@ -94,20 +95,25 @@ class SceneOrder:
     """Which scenes step number s reads: a fixed function of (seed, s), so that a resumed run reads the same ones.
 
     Each size is read in passes; a pass is a new permutation. Process `rank` of `world` takes every world-th batch.
+    The sizes take turns in a fixed pattern, in which each has its share.
     """
 
     def __init__(self, config: DataConfig, seed: int, rank: int, world: int):
         sizes = config.sizes()
         self.sets = [CachedScenes(Path(config.cache) / f"{h}x{w}", config.captions_per_scene) for h, w in sizes]
-        self.shares = torch.tensor(list(sizes.values()))
+        shares = torch.tensor(list(sizes.values()))
+        counts = (shares / shares.sum() * TURNS).round().int().clamp_min(1)
+        turns = torch.arange(len(sizes)).repeat_interleave(counts)
+        self.turns = turns[torch.randperm(len(turns), generator=torch.Generator().manual_seed(seed))]
         self.seed, self.rank, self.world = seed, rank, world
 
     def batch(self, number: int, size: int) -> Batch:
         """The `number`-th batch of `size` scenes of this process."""
-        number = number * self.world + self.rank
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        scenes = self.sets[int(torch.multinomial(self.shares, 1, generator=generator))]
-        per_pass = len(scenes) // size
-        order = torch.Generator().manual_seed(self.seed + number // per_pass)
-        index = torch.randperm(len(scenes), generator=order)[number % per_pass * size:][:size]
-        return scenes.batch(index, number // per_pass)
+        cycle, turn = divmod(number * self.world + self.rank, len(self.turns))
+        whose = self.turns == self.turns[turn]
+        scenes = self.sets[int(self.turns[turn])]
+        earlier = cycle * int(whose.sum()) + int(whose[:turn].sum())    # batches of this size before this one
+        which_pass, place = divmod(earlier, len(scenes) // size)
+        order = torch.Generator().manual_seed(self.seed + which_pass)
+        index = torch.randperm(len(scenes), generator=order)[place * size:][:size]
+        return scenes.batch(index, which_pass)

@@ -50,14 +50,10 @@ def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
         is_matrix = name.startswith("blocks.") and param.ndim in (2, 4) and "table" not in name and \
             "depth_conv" not in name
         (matrices if is_matrix else rest).append(param)
-    optimizers = [Muon(matrices, config.muon_lr),
-                  torch.optim.AdamW(rest, config.adamw_lr, betas=tuple(config.betas), weight_decay=0.0)]
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return optimizers
+    return [Muon(matrices, config.muon_lr),
+            torch.optim.AdamW(rest, config.adamw_lr, betas=tuple(config.betas), weight_decay=0.0)]
 
 
 def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
     """Factor on the peak rate: linear warm-up, constant, linear decay to zero over the last share `decay`."""
-    return min(1.0, (step + 1) / warmup, (steps - step) / max(1, decay * steps))
+    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
