@@ -43,7 +43,8 @@ def roles_of(values: dict, samples: torch.Tensor, domains: tuple[str, ...]) -> J
         if slots not in (1, len(domains)):
             raise ValueError(f"no roles came along with this latent of shape {tuple(samples.shape)}: "
                              "take positive, negative and latent from Jodi Role Switch")
-        roles = JointRoles(domains, [Role.GENERATE] + [Role.GENERATE if slots > 1 else Role.IGNORE] * (len(domains) - 1))
+        labels = Role.GENERATE if slots > 1 else Role.IGNORE
+        roles = JointRoles(domains, [Role.GENERATE] + [labels] * (len(domains) - 1))
     if roles.domains != domains:
         raise ValueError(f"the roles are for {', '.join(roles.domains)}, but this model has {', '.join(domains)}: "
                          "connect role switch, sampler and decoder to the same Jodi Loader")

@@ -81,7 +81,7 @@ class JodiRoleSwitch(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="From Jodi Loader; it also tells the model's domains and sizes."),
                 io.Conditioning.Input("positive", optional=True,
-                                      tooltip="The prompt. Without it the model invents; unused where the image is given."),
+                                      tooltip="The prompt. Without it the model invents. Unused for perception."),
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="The negative prompt. Without it: the model's stored empty prompt."),
                 *(role_input(name) for name in JODI_DOMAINS),

@@ -41,7 +41,7 @@ class JodiLatent(LatentFormat):
 
 
 def lay_out_domains(x_BCDHW: torch.Tensor) -> torch.Tensor:
-    """The domains of the first sample side by side, more than four of them in two rows: (1, C, rows * h, columns * w)."""
+    """The domains of the first sample side by side, more than four in two rows: (1, C, rows * h, columns * w)."""
     count = x_BCDHW.shape[2]
     columns = count if count <= 4 else math.ceil(count / 2)
     rows = math.ceil(count / columns)
@@ -59,7 +59,7 @@ def fit_colours(vae, scale: float, cells: int = 16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     squares, soft = (torch.rand(1, 3, side, side, generator=generator) for side in (cells // 2, cells // 4))
     size = (cells * factor, cells * factor)
-    pictures_B3HW = torch.cat([F.interpolate(squares, size, mode="nearest"), F.interpolate(soft, size, mode="bilinear")])
+    pictures_B3HW = torch.cat([F.interpolate(squares, size), F.interpolate(soft, size, mode="bilinear")])
     latents_BCDhw = vae.encode(pictures_B3HW.movedim(1, -1)).float() * scale
     cells_NC = latents_BCDhw[:, :, 0].movedim(1, -1).flatten(0, 2).cpu()
     colours_N3 = F.avg_pool2d(pictures_B3HW * 2 - 1, factor).movedim(1, -1).flatten(0, 2)

@@ -33,7 +33,7 @@ class JodiNetwork(JodiTransformer):
                 module.to(torch.bfloat16)
         self.y_embedder.y_embedding = self.y_embedder.y_embedding.to(torch.bfloat16)
 
-    def forward(self, x, timesteps, context=None, control=None, transformer_options={}, roles=None, clean=None, **kwargs):
+    def forward(self, x, timesteps, context=None, transformer_options={}, roles=None, clean=None, **kwargs):
         """Velocity (B, C, D, h, w) of x (B, C, D, h, w) at timesteps (B,) in 0..1000; zeros in condition slots.
 
         context: text features (B, M, width), None where the image is given. clean: as x, read in condition slots.
@@ -60,14 +60,14 @@ class JodiModel(comfy.model_base.BaseModel):
         out["roles"] = comfy.conds.CONDConstant(roles)
         if roles.condition_slots:
             if clean.shape[2:] != noise.shape[2:]:
-                raise ValueError(f"the given pictures were encoded to {tuple(clean.shape[2:])} (domains, height, width), "
-                                 f"but the latent has {tuple(noise.shape[2:])}: after resizing a latent, make its "
-                                 "conditioning anew with Jodi Role Switch at that size")
+                raise ValueError(f"the given pictures were encoded to {tuple(clean.shape[2:])} (domains, height, "
+                                 f"width), but the latent has {tuple(noise.shape[2:])}: after resizing a latent, "
+                                 "make its conditioning anew with Jodi Role Switch at that size")
             out["clean"] = comfy.conds.CONDNoiseShape(self.process_latent_in(clean))
         return out
 
     def caption(self, cross_attn, device, **values) -> torch.Tensor:
-        """Valid text features (1, M, width) of a conditioning entry; the stored empty caption where there is no text."""
+        """Valid text features (1, M, width) of a conditioning entry; the stored empty caption if there is no text."""
         plain, mask = values.get(joint.PLAIN), values.get("attention_mask")
         if values.get(joint.NULL):
             cross_attn = self.diffusion_model.y_embedder.y_embedding[None]

@@ -1,4 +1,4 @@
-"""The published solver, time grid and noise, run by the host's sampling stack (its progress, interrupt and previews)."""
+"""The published solver, time grid and noise, run by the host's sampling stack: progress, interrupt, previews."""
 
 import comfy.sample
 import comfy.samplers

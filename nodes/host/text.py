@@ -6,7 +6,9 @@ The host's own loader for such files ("pixeldit") knows one size and puts the pr
 from pathlib import Path
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
+import comfy.utils
 import torch
 from comfy import sd1_clip
 from comfy.supported_models_base import ClipTarget
@@ -75,9 +77,16 @@ class JodiTextModel(sd1_clip.SD1ClipModel):
 
 
 def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    """CLIP from a Gemma-2 file with its tokenizer inside. Raises WeightsError if it is another kind of file or damaged."""
+    """CLIP from a Gemma-2 file with its tokenizer inside. Raises WeightsError if the file is another or damaged."""
     config, tensors = weights.read_text_encoder(Path(path))
-    spiece_model = tensors.pop("spiece_model")
+    spiece_model = tensors.pop("spiece_model", None)
+    if spiece_model is None:
+        raise weights.WeightsError(f"{path} has no tokenizer (tensor spiece_model): choose a Gemma-2-2b file that was "
+                                   "made for ComfyUI")
+    tensors.pop("lm_head.weight", None)    # of files made to write text
+    expected = Gemma2_2B(config.sizes, None, torch.device("meta"), comfy.ops.manual_cast).state_dict()
+    weights.check_keys(*({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (expected, tensors)),
+                       path)
     parameters = comfy.utils.calculate_parameters(tensors)
     clip = comfy.sd.CLIP(
         ClipTarget(JodiTokenizer, JodiTextModel), parameters=parameters, disable_dynamic=disable_dynamic,

@@ -24,8 +24,10 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 def choices(generate=(), condition=(), picture=PICTURE):
     """Inputs of the role switch as the host hands them over."""
-    return {name: {name: "generate"} if name in generate else
-            {name: "condition", f"{name}_picture": picture} if name in condition else {name: "ignore"} for name in JODI_DOMAINS}
+    roles = {name: "generate" if name in generate else "condition" if name in condition else "ignore"
+             for name in JODI_DOMAINS}
+    return {name: {name: role} | ({f"{name}_picture": picture} if role == "condition" else {})
+            for name, role in roles.items()}
 
 
 def switch(vae, positive=None, negative=None, batch_size=1, size=None, **roles):

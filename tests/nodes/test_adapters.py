@@ -103,7 +103,8 @@ def test_mask_keeps_what_it_does_not_cover(loaded):
 def test_text_to_image_without_the_role_switch(loaded):
     model, clip, vae = loaded
     empty, = host_nodes.EmptyLatentImage().generate(64, 48, 1)
-    result, = host_nodes.KSampler().sample(model, 5, 2, 4.5, "euler", "simple", text(clip, "a tree"), text(clip, ""), empty)
+    positive, negative = text(clip, "a tree"), text(clip, "")
+    result, = host_nodes.KSampler().sample(model, 5, 2, 4.5, "euler", "simple", positive, negative, empty)
     assert result["samples"].shape == (1, 8, 1, 6, 8)
     assert host_nodes.VAEDecode().decode(vae, result)[0].shape == (1, 48, 64, 3)
 
@@ -201,7 +202,8 @@ def test_preview_shows_every_domain_in_its_colours(loaded):
     latent_format.preview_with(vae)
     x0 = torch.arange(7.0).reshape(1, 1, 7, 1, 1).expand(1, 8, 7, 2, 3)
     layout = lay_out_domains(x0)[0, 0]
-    assert layout.shape == (4, 12) and layout[0, ::3].tolist() == [0, 1, 2, 3] and layout[2, ::3].tolist() == [4, 5, 6, 0]
+    assert layout.shape == (4, 12)
+    assert layout[0, ::3].tolist() == [0, 1, 2, 3] and layout[2, ::3].tolist() == [4, 5, 6, 0]
     factors, bias = torch.tensor(latent_format.latent_rgb_factors), torch.tensor(latent_format.latent_rgb_factors_bias)
     assert factors.shape == (8, 3) and bias.shape == (3,) and factors.isfinite().all()
     method, args.preview_method = args.preview_method, LatentPreviewMethod.Latent2RGB

@@ -52,6 +52,19 @@ def test_file_of_another_kind(model_folders, names, message):
         load(**names)
 
 
+@pytest.mark.parametrize("left_out, message", [
+    ("spiece_model", "has no tokenizer"), ("model.layers.0.mlp.up_proj.weight", "1 missing: model.layers.0.mlp.up")])
+def test_incomplete_text_encoder(tiny_files, tmp_path, left_out, message):
+    from jodi_pack.nodes.host.text import load_clip
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    with safe_open(tiny_files["text_encoder"], "pt") as file:
+        save_file({name: file.get_tensor(name) for name in file.keys() if name != left_out},
+                  tmp_path / "text.safetensors", file.metadata())
+    with pytest.raises(WeightsError, match=message):
+        load_clip(str(tmp_path / "text.safetensors"))
+
+
 def test_names_cannot_leave_the_folders(model_folders, tmp_path):
     with pytest.raises(FileNotFoundError):
         JodiLoader.execute(f"../../../../../../..{tmp_path}/x.safetensors", NO_TEXT, TINY, "default")
