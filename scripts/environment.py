@@ -61,8 +61,8 @@ def ensure(root: Path) -> Path:
     if environment.exists() and not state.is_file():
         raise SetupError(f"{environment} was not made by this script: move it away, then run this again")
     print(f"setting up {environment} and {comfyui_dir(root)} (once; some minutes)", flush=True)
-    shutil.rmtree(environment, ignore_errors=True)
-    shutil.rmtree(state.parent, ignore_errors=True)
+    for leftover in filter(Path.exists, (environment, state.parent)):
+        shutil.rmtree(leftover)
     state.parent.mkdir()
     state.write_text("unfinished")
     make_venv(environment)

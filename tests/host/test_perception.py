@@ -38,7 +38,7 @@ def results(server):
 def test_perception_beats_the_mean_map(results, name):
     read, truth, others = (result[name] for result in results)
     error, baseline = (float(np.abs(maps - truth).mean()) for maps in (read, others.mean(0)))
-    assert error < 0.8 * baseline
+    assert error < 0.9 * baseline
 
 
 def test_segmentation_beats_the_most_frequent_classes(results):

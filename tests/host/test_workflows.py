@@ -29,7 +29,9 @@ def test_shipped_workflow(comfy, prompt, name):
     first, other = (run(comfy, with_seed(prompt(name), seed)) for seed in (1, 2))
     assert first, "no picture was saved"
     for node, picture in first.items():
-        assert picture.std() > 0.02, f"node {node} saved a flat picture"
+        title = prompt(name)[node]["inputs"]["filename_prefix"]
+        # Black is a right answer for the pose of a scene without a person.
+        assert picture.std() > 0.02 or title.endswith("openpose"), f"{title} is flat"
     assert any(not np.array_equal(first[node], other[node]) for node in first)
 
 
