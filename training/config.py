@@ -5,6 +5,8 @@ import tomllib
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
+from jodi_core.models.jodi_config import JodiConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -27,6 +29,8 @@ class InitConfig:
     """Starts that differ from the original's: with its own a small model needs far longer to use a condition."""
 
     gate: float = 1.0            # added to the two gate rows of each block's table
+    own_place: bool = False      # attention starts at the same place of the other domains (training/start.py)
+    condition_gain: float = 1.0  # how much larger given tokens enter the attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class TrainConfig:
     probe_every: int = 500
     save_every: int = 500
     keep: int = 2
-    model: dict = field(default_factory=dict)   # JodiConfig fields
+    model: JodiConfig = JodiConfig()
     data: DataConfig = DataConfig()
     init: InitConfig = InitConfig()
     optim: OptimConfig = OptimConfig()
@@ -62,6 +66,8 @@ class TrainConfig:
 
 def _build(cls, values: dict, where: str):
     kinds = {f.name: f for f in fields(cls)}
+    if not isinstance(values, dict):
+        raise ValueError(f"{where.rstrip('.')} is a section, but its value is {values!r}")
     for key in values:
         if key not in kinds:
             close = difflib.get_close_matches(key, kinds, 1)
@@ -72,7 +78,7 @@ def _build(cls, values: dict, where: str):
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
-    """Read a TOML file; `overrides` are "section.key=value" with TOML values."""
+    """Read a TOML file; `overrides` are "section.key=value" with TOML values. ValueError for what cannot be read."""
     values = tomllib.loads(Path(path).read_text())
     for item in overrides:
         key, separator, value = item.partition("=")
@@ -82,5 +88,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
         target = values
         for section in sections:
             target = target.setdefault(section, {})
-        target[name] = tomllib.loads(f"value = {value}")["value"]
+        try:
+            target[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"override {item!r}: {error}; text needs quotes inside the argument") from None
     return _build(TrainConfig, values, "")

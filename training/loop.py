@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jodi_core.domains import JointRoles
-from jodi_core.models.jodi import JodiConfig, JodiTransformer
+from jodi_core.models.jodi import JodiTransformer
 from jodi_core.role_sampling import draw_roles
 from jodi_core.weights import load_autoencoder, load_text, write_model
 
@@ -22,6 +22,7 @@ from .config import TrainConfig
 from .data import SceneOrder, build_cache
 from .losses import draw_times, flow_loss
 from .optim import make_optimizers, schedule
+from .start import attend_own_place, hear_conditions
 from .state import Ema, checkpoints, resume, save
 
 TASK_LETTERS = {"joint": "j", "control": "c", "perceive": "p"}
@@ -30,7 +31,7 @@ TASK_LETTERS = {"joint": "j", "control": "c", "perceive": "p"}
 def new_model(config: TrainConfig, text) -> JodiTransformer:
     """A transformer with the configured start; its stored caption is the encoder's empty prompt."""
     torch.manual_seed(config.seed)
-    model = JodiTransformer(JodiConfig.from_dict(config.model))
+    model = JodiTransformer(config.model)
     model.init_weights()
     with torch.no_grad():
         for block in model.blocks:
@@ -99,8 +100,12 @@ def train(config: TrainConfig, rank: int = 0, world: int = 1) -> None:
     weight_D = domain_weights(order)
     probe_batch = order.sets[0].batch(torch.arange(32), 0)
     model = new_model(config, load_text(config.data.text_encoder, dtype=torch.float32)).train()
+    if config.init.own_place:
+        attend_own_place(model, probe_batch.latents_BCDHW)
+    hear_conditions(model, config.init.condition_gain)
     ema = Ema(model, config.optim.ema)
     optimizers = make_optimizers(model, config.optim)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]    # before an older run's are loaded
     first = resume(output, model, ema, optimizers)
     started, sums = time.time(), dict.fromkeys(config.tasks, 0.0)
     for step in range(first, config.steps):
@@ -112,17 +117,20 @@ def train(config: TrainConfig, rank: int = 0, world: int = 1) -> None:
             loss.backward()
             sums[task] += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-        for optimizer in optimizers:
+        if not norm.isfinite():
+            raise FloatingPointError(f"step {step}: the gradient is {norm.item()}; the checkpoints before it are good")
+        for optimizer, peak in zip(optimizers, peaks):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
+                group["lr"] = peak * factor
             optimizer.step()
             optimizer.zero_grad()
-        if world > 1 and (step + 1) % config.average_every == 0:
+        done = step + 1
+        saving = done % config.save_every == 0 or done == config.steps
+        if world > 1 and (saving or done % config.average_every == 0):
             average_weights(model, world)
         if rank:
             continue
         ema.update(model, step)
-        done = step + 1
         if done % config.log_every == 0:
             speed = (done - first) * len(config.tasks) * config.batch * world / (time.time() - started)
             write_log(output / "log.jsonl", step=done, norm=round(norm.item(), 3), rate=round(factor, 3),
@@ -131,13 +139,12 @@ def train(config: TrainConfig, rank: int = 0, world: int = 1) -> None:
             sums = dict.fromkeys(config.tasks, 0.0)
         if done % config.probe_every == 0:
             write_log(output / "log.jsonl", step=done, probe=condition_probe(model, probe_batch))
-        if done % config.save_every == 0 or done == config.steps:
+        if saving:
             save(output, done, model, ema, optimizers, config.keep)
 
 
 def prepare_data(config: TrainConfig, part: int = 0, parts: int = 1) -> None:
-    domains = JodiConfig.from_dict(config.model).domains
-    build_cache(config.data, domains, load_autoencoder(config.data.autoencoder, dtype=torch.float32),
+    build_cache(config.data, config.model.domains, load_autoencoder(config.data.autoencoder, dtype=torch.float32),
                 load_text(config.data.text_encoder, dtype=torch.float32), part, parts)
 
 
