@@ -30,8 +30,9 @@ def path_of(kind: str, name: str) -> str:
 
 def check_belong_together(config, clip, vae) -> None:
     """ValueError if the text encoder or the autoencoder was made for another transformer."""
-    if clip is not None and clip.text_width != config.caption_channels:
-        raise ValueError(f"this text encoder gives {clip.text_width} numbers per token, but the model takes "
+    width = config.caption_channels if clip is None else clip.tokenizer.config.hidden_size
+    if width != config.caption_channels:
+        raise ValueError(f"this text encoder gives {width} numbers per token, but the model takes "
                          f"{config.caption_channels}: use Gemma-2-2b with the published model, tiny with tiny")
     side, factor = config.input_size, vae.spacial_compression_encode()
     if (side * factor, side * factor) not in config.bins.values():

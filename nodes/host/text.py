@@ -93,7 +93,6 @@ def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         tokenizer_data={"config": config, "spiece_model": spiece_model}, state_dict=[tensors],
         # As stored: the host's default of float16 would cost bf16 weights their range.
         model_options={f"{NAME}_model_config": config.sizes, "dtype": comfy.utils.weight_dtype(tensors)})
-    clip.text_width = config.hidden_size
     clip.patcher.cached_patcher_init = (reload_patcher, (path,))
     return clip
 

@@ -39,7 +39,7 @@ def test_files_from_the_model_folders(model_folders):
 
 def test_bundled_model(model_folders, tiny_files, monkeypatch):
     monkeypatch.setattr(loader, "tiny_bundle", lambda: tiny_files)
-    assert load(TINY, TINY, TINY)[1].text_width == 64
+    assert load(TINY, TINY, TINY)[1].tokenizer.config.hidden_size == 64
 
 
 @pytest.mark.parametrize("names, message", [
@@ -75,6 +75,7 @@ def test_parts_of_different_models(loaded):
     config = vae.joint_config
     check_belong_together(config, None, vae)
     with pytest.raises(ValueError, match="gives 2304 numbers per token, but the model takes 64"):
-        check_belong_together(config, SimpleNamespace(text_width=2304), vae)
+        other = SimpleNamespace(tokenizer=SimpleNamespace(config=replace(clip.tokenizer.config, hidden_size=2304)))
+        check_belong_together(config, other, vae)
     with pytest.raises(ValueError, match="shrinks pictures 8 times"):
         check_belong_together(replace(config, input_size=32), clip, vae)
