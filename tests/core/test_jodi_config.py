@@ -103,7 +103,7 @@ def test_a_state_dict_goes_round_under_the_published_names():
     saved = model.state_dict()
     names = list(saved)
     other.load_state_dict(saved, strict=True)
-    assert list(saved) == names and "blocks.0.scale_shift_table" in names, "loading leaves the caller's dictionary alone"
+    assert list(saved) == names and "blocks.0.scale_shift_table" in names, "loading must not rename them"
     assert all(torch.equal(value, saved[name]) for name, value in other.state_dict().items())
     with pytest.raises(RuntimeError, match="blocks.1.scale_shift_table"):
         other.load_state_dict({name: value for name, value in saved.items() if "table" not in name}, strict=True)

@@ -66,8 +66,8 @@ def test_one_step_goes_straight_to_the_data_and_two_steps_are_both_of_first_orde
 @pytest.mark.parametrize("times", [[1.0, 0.8, 0.5, 0.2, 0.0], [1.0, 0.0], [0.6, 0.4, 0.1, 0.0], [0.9, 0.6, 0.3]])
 def test_grids_of_a_host(sampler, times):
     """From exactly 1, where the log signal-to-noise ratio is infinite; from the middle; not to the end."""
-    asked = []
-    out = sampler(lambda x, t: asked.append(t) or gaussian_velocity(x, t), noise(), torch.tensor(times, dtype=torch.float64))
+    asked, grid = [], torch.tensor(times, dtype=torch.float64)
+    out = sampler(lambda x, t: asked.append(t) or gaussian_velocity(x, t), noise(), grid)
     assert asked == times[:-1] and out.isfinite().all()
 
 

@@ -57,10 +57,13 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     average_weights = loop.average_weights
 
+    def all_weights(model):
+        return torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+
     def recorded(model, world):
-        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        before = all_weights(model)
         average_weights(model, world)
-        torch.save((before, torch.nn.utils.parameters_to_vector(model.parameters()).detach()), folder / f"rank{rank}.pt")
+        torch.save((before, all_weights(model)), folder / f"rank{rank}.pt")
     loop.average_weights = recorded
     loop.load_text = lambda *arguments, **keywords: FakeText()
     torch.set_num_threads(1)
