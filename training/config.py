@@ -30,7 +30,6 @@ class InitConfig:
 
     gate: float = 1.0            # added to the two gate rows of each block's table
     own_place: bool = False      # attention starts at the same place of the other domains (training/start.py)
-    condition_gain: float = 1.0  # how much larger given tokens enter the attention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from .config import TrainConfig
 from .data import SceneOrder, build_cache
 from .losses import draw_times, flow_loss
 from .optim import make_optimizers, schedule
-from .start import attend_own_place, hear_conditions
+from .start import attend_own_place
 from .state import Ema, checkpoints, resume, save
 
 TASK_LETTERS = {"joint": "j", "control": "c", "perceive": "p"}
@@ -102,7 +102,6 @@ def train(config: TrainConfig, rank: int = 0, world: int = 1) -> None:
     model = new_model(config, load_text(config.data.text_encoder, dtype=torch.float32)).train()
     if config.init.own_place:
         attend_own_place(model, probe_batch.latents_BCDHW)
-    hear_conditions(model, config.init.condition_gain)
     ema = Ema(model, config.optim.ema)
     optimizers = make_optimizers(model, config.optim)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]    # before an older run's are loaded

@@ -6,10 +6,9 @@ squares, because the position table tells rows and columns apart. Everything sta
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from jodi_core.domains import JointRoles, Role
+from jodi_core.domains import JointRoles
 from jodi_core.models.jodi import JodiTransformer
 
 # A detector is (own row) + (own column) - THRESHOLD before the ReLU: linear in the table, positive at one place.
@@ -20,7 +19,7 @@ GAIN = 4.0    # of detectors over the heads' other rows, which match every place
 def attention_input(model: JodiTransformer, block: int, x_BCDHW: Tensor, t: Tensor, context) -> Tensor:
     """(tokens, C) features that enter the self-attention of a block."""
     seen = []
-    handle = model.blocks[block].attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    handle = model.blocks[block].attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
         model.velocity(x_BCDHW, t, context)
     finally:
@@ -56,11 +55,3 @@ def attend_own_place(model: JodiTransformer, latents_BCDHW: Tensor, ridge: float
         for first in range(0, 2 * config.hidden_size, head):               # queries, then keys, head by head
             weight[first:first + places] = GAIN * detectors_PC
             weight[first + places:first + head] *= 0.1
-
-
-@torch.no_grad()
-def hear_conditions(model: JodiTransformer, factor: float = 3.0) -> None:
-    """Given tokens enter every self-attention `factor` times as large: they outweigh the noise of the others."""
-    model.role_embedder.weight[Role.CONDITION, 0] = 1.0
-    scale_a = slice(model.config.hidden_size, 2 * model.config.hidden_size)
-    model.role_block[1].weight[scale_a, 0] = (factor - 1) / F.silu(torch.ones(()))
