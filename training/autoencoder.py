@@ -19,7 +19,7 @@ from torch import nn
 
 from jodi_core.domains import JODI_DOMAINS
 from jodi_core.files import atomic_target
-from jodi_core.models.dcae import DCAE, RESIDUAL, DCAEConfig
+from jodi_core.models.dcae import DCAE, RESIDUAL, DCAEConfig, ResidualBlock
 from jodi_core.weights import load_autoencoder, write_model
 from training.world import render, sample_scene
 
@@ -29,6 +29,7 @@ TINY_CONFIG = DCAEConfig(widths=(8, 32, 32, 128, 512), encoder_depths=(0, 0, 0, 
 _LOUD = 32.0  # a constant channel beside the colours keeps the decoder's last norm almost constant
 _LIFT = 1.5  # keeps the colours positive before the last ReLU
 _RIDGE = 1e-6
+_LINEAR_SHARE = 0.1  # learning rate of the linear path, as a share
 HELD_OUT = 10_000_000  # first seed of the scenes that are never trained on
 FIT_PICTURES = 1536  # pictures for the principal components
 _CHUNK = 16  # pictures worked on at once
@@ -54,14 +55,14 @@ def fit_pca(pictures_BCHW: torch.Tensor, config: DCAEConfig = TINY_CONFIG, expon
     """An autoencoder whose two directions are linear, fitted to uint8 pictures (B, 3, H, W) of all domains alike.
 
     Args:
-        config: residual-free encoder with widths (a, 4a, b, 4b, 16b), at most 48 = 4 * 4 * 3 of b in use.
+        config: widths (a, 4a, b, 4b, 16b) with a >= 4 and b <= 48, no encoder blocks.
         exponent: component k of the latent is divided by (its standard deviation) ** exponent.
         variance: mean variance of the latents times `config.scaling_factor` over the pictures.
     """
     fine, half, cell, *coarse = config.widths
-    if coarse != [4 * cell, 16 * cell] or half != 4 * fine or fine < 4 or any(config.encoder_depths):
-        raise ValueError(f"a principal-component start needs widths (a, 4a, b, 4b, 16b) with a >= 4 and no encoder "
-                         f"blocks, not {config.widths} with {config.encoder_depths}")
+    if coarse != [4 * cell, 16 * cell] or half != 4 * fine or fine < 4 or cell > 48 or any(config.encoder_depths):
+        raise ValueError(f"a principal-component start needs widths (a, 4a, b, 4b, 16b) with a >= 4 and b <= 48 and "
+                         f"no encoder blocks, not {config.widths} with {config.encoder_depths}")
     model = DCAE(config).eval().requires_grad_(False)
     _start_encoder(model, pictures_BCHW, exponent, variance)
     _start_decoder(model, pictures_BCHW)
@@ -179,7 +180,7 @@ def picture_loss(decoded_BCHW: torch.Tensor, wanted_BCHW: torch.Tensor) -> torch
     return difference.abs().mean() + steps
 
 
-def train_decoder(model: DCAE, pictures: torch.Tensor, minutes: float, *, batch: int = 8, rate: float = 1.5e-3,
+def train_decoder(model: DCAE, pictures: torch.Tensor, minutes: float, *, batch: int = 8, rate: float = 4e-3,
                   noise: float = 0.05, checkpoint: Path | None = None, log=partial(print, flush=True)) -> int:
     """Train the decoder in place for `minutes` of processor time; returns the number of steps of all runs together.
 
@@ -188,7 +189,7 @@ def train_decoder(model: DCAE, pictures: torch.Tensor, minutes: float, *, batch:
         noise: standard deviation of noise on the latents, in units of the scaled latents.
         checkpoint: file that is read if it exists and rewritten every minute; time spent before counts.
     """
-    optimizer = torch.optim.AdamW(model.decoder.parameters(), rate, (0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(model.decoder), rate, (0.9, 0.98), weight_decay=0.0)
     spent, step, saved = 0.0, 0, 0.0
     if checkpoint and checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -201,8 +202,9 @@ def train_decoder(model: DCAE, pictures: torch.Tensor, minutes: float, *, batch:
     limit = 60 * minutes
     while spent < limit:
         start = time.process_time()
+        now = rate * min(1, (step + 1) / 50) * (0.02 + 0.98 * (1 + math.cos(math.pi * spent / limit)) / 2)
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 50) * (0.02 + 0.98 * (1 + math.cos(math.pi * spent / limit)) / 2)
+            group["lr"] = now * group["share"]
         chosen = pictures[torch.randint(len(pictures), (batch,), generator=generator)]
         loss = _decoder_step(model, optimizer, to_signed(chosen), noise)
         step += 1
@@ -214,6 +216,15 @@ def train_decoder(model: DCAE, pictures: torch.Tensor, minutes: float, *, batch:
         if step % 100 == 0:
             log(f"step {step}, {spent:.0f} s, loss {loss:.4f}")
     return step
+
+
+def _groups(decoder):
+    """Residual blocks learn from nothing; the layers around them start as a least-squares optimum."""
+    inside = {id(value) for block in decoder.modules() if isinstance(block, ResidualBlock)
+              for value in block.parameters()}
+    values = list(decoder.parameters())
+    return [{"params": [value for value in values if id(value) in inside], "share": 1.0},
+            {"params": [value for value in values if id(value) not in inside], "share": _LINEAR_SHARE}]
 
 
 def _decoder_step(model, optimizer, pictures_BCHW, noise):

@@ -90,7 +90,8 @@ class DCAEConfig:
                 break
             widths.append(shapes[f"encoder.stages.{stage}.op_list.{len(encoder) - 1}.main.conv.weight"][0])
         if widths[-1] != last:
-            raise ValueError(f"the last of {len(widths)} stages is {widths[-1]} wide, but the latent layer reads {last}")
+            raise ValueError(f"the last of {len(widths)} stages is {widths[-1]} wide, but the latent layer "
+                             f"reads {last}")
         return cls(in_channels=in_channels, latent_channels=latent_channels, widths=widths,
                    encoder_depths=encoder_depths, decoder_depths=decoder_depths, kinds=kinds, **known)
 

@@ -180,7 +180,7 @@ def test_tiles_without_attention_equal_the_whole():
 
 
 def test_tiles_with_attention_stay_close_to_the_whole(golden):
-    """Attention sees its tile only. With random weights, the worst case: a fifth of the spread, a third of the range."""
+    """Attention sees its tile only. With random weights, a bad case: a third of the range."""
     model, _, cases = golden
     pictures = cases["img192x192.u8"].float() / 127.5 - 1
     latents, decoded = cases["img192x192.latent"], cases["img192x192.decoded"]
