@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from jodi_core.weights import load_transformer
-from training import cli, loop, state
+from training import bundle, cli, loop, state
 from training.config import load_config
 
 sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
@@ -188,13 +188,28 @@ def test_nothing_to_export(tmp_path):
 
 def test_the_command_line(tmp_path, monkeypatch):
     calls = []
-    for name in ("train", "export", "prepare_data"):
+    for name in ("train", "export", "prepare_data", "make_bundle"):
         monkeypatch.setattr(cli, name, lambda *arguments, name=name: calls.append((name, *arguments[1:])))
     (tmp_path / "run.toml").write_text('output = "there"')
-    for command in (["train"], ["export"], ["export", "--output", "x"], ["cache"]):
+    for command in (["train"], ["export"], ["export", "--output", "x"], ["cache"], ["bundle"]):
         cli.main([command[0], str(tmp_path / "run.toml"), "steps=2", *command[1:]])
     assert calls == [("train", 0, 1), ("export", Path("there/transformer.safetensors")), ("export", Path("x")),
-                     ("prepare_data", 0, 1)]
+                     ("prepare_data", 0, 1), ("make_bundle", Path("there/bundle"), 0, 1)]
+
+
+def test_a_bundle_makes_what_is_missing_and_keeps_what_exists(tmp_path, monkeypatch):
+    config = toy_config(tmp_path, steps=2)
+    data = replace(config.data, **{name: str(tmp_path / f"{name}.safetensors") for name in ("autoencoder",
+                                                                                         "text_encoder")})
+    Path(data.text_encoder).write_text("made before")
+    monkeypatch.setattr(bundle.autoencoder, "main", lambda arguments: Path(arguments[1]).write_text("made now"))
+    monkeypatch.setattr(bundle.text_encoder, "main", lambda arguments: pytest.fail("it exists"))
+    monkeypatch.setattr(bundle, "prepare_data", lambda *arguments: None)
+    bundle.make_bundle(replace(config, data=data), tmp_path / "bundle")
+    made = tmp_path / "bundle"
+    assert (made / "autoencoder.safetensors").read_text() == "made now"
+    assert (made / "text_encoder.safetensors").read_text() == "made before"
+    assert load_transformer(made, device="cpu", dtype=torch.float32).config == config.model
 
 
 # ---- two processes ----------------------------------------------------------------------------------------------
