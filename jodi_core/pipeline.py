@@ -97,7 +97,8 @@ class JodiPipeline:
     def __call__(self, prompt: str | Sequence[str] = "", *, conditions: dict | None = None,
                  generate: Sequence[str] | None = None, negative_prompt: str = "", height: int | None = None,
                  width: int | None = None, steps: int | None = None, guidance: float | None = None,
-                 seed: int | None = None, count: int = 1, callback: Callback | None = None) -> JodiResult:
+                 seed: int | None = None, count: int = 1, exact_time: bool = False,
+                 callback: Callback | None = None) -> JodiResult:
         """Generate pictures.
 
         conditions  domain -> picture: path, PIL picture, or float tensor (B, 3, H, W) in [0, 1]
@@ -108,6 +109,7 @@ class JodiPipeline:
         steps, guidance   default 20 and 4.5, for perception 10 and 1
         count       pictures per prompt; several prompts, or conditions of batch size B, make count pictures each
         seed        of the noise, drawn on the CPU so that it means the same everywhere; default a new one
+        exact_time  tell the model the time in float32; the published pipeline rounds it to its own dtype first
         callback    (step, steps, x, x0) after each step; stops the run by raising
 
         ValueError for unknown domains, nothing to generate, sizes or batch sizes that cannot be.
@@ -129,7 +131,7 @@ class JodiPipeline:
         text = None if roles.image_given else self.encode_text(prompts, negative_prompt, guidance)
         clean_BCDHW = self.encode_conditions(roles, pictures, size_bin)
         latent_BCDHW = self.sample(noise_BLCHW, roles, clean_BCDHW, text, steps=steps, guidance=guidance,
-                                   callback=callback)
+                                   exact_time=exact_time, callback=callback)
         decoded = self.decode(latent_BCDHW, roles, size)
         return JodiResult({name: postprocess(name, picture) for name, picture in decoded.items()},
                           latent_BCDHW, roles, seed)
@@ -202,7 +204,7 @@ class JodiPipeline:
 
     @torch.no_grad()
     def sample(self, noise_BLCHW: Tensor, roles: JointRoles, clean_BCDHW: Tensor | None = None,
-               text: TextFeatures | None = None, *, steps: int, guidance: float = 1.0,
+               text: TextFeatures | None = None, *, steps: int, guidance: float = 1.0, exact_time: bool = False,
                callback: Callback | None = None) -> Tensor:
         """Joint latent (B, C, D, h, w) float32 from noise over all domains; condition slots hold their clean latents.
 
@@ -214,10 +216,11 @@ class JodiPipeline:
         if clean_BCDHW is not None and len(clean_BCDHW) > 1:
             clean_BCDHW = clean_BCDHW.repeat_interleave(rows // len(clean_BCDHW), dim=0)
         features, mask, branches = (text.features_TMC, text.mask_PM, text.branches) if text else (None, None, 1)
-        context = self.transformer.prepare(features, mask, roles, clean_BCDHW, branches=branches, dtype=self.dtype)
+        context = self.transformer.prepare(features, mask, roles, clean_BCDHW, branches=branches,
+                                           exact_time=exact_time, dtype=self.dtype)
 
         def velocity(x, t):
-            return self.transformer.velocity(x.to(self.dtype), torch.tensor([1000 * t], device=x.device), context)
+            return self.transformer.velocity(x.to(self.dtype), (1000 * t)[None].to(x.device, torch.float32), context)
 
         latent_BCDHW = sample_flow_dpm(guided(velocity, guidance) if context.branches == 2 else velocity, x_BCDHW,
                                        flow_timesteps(steps, self.config.flow_shift), callback)

@@ -1,7 +1,7 @@
 """Time grid, solvers and guidance for rectified flow (spec 5). A solver knows nothing of roles, models or hosts.
 
 x is any float tensor; time t runs from 1 (noise) to 0 (data) with x_t = (1 - t) data + t noise, and
-velocity(x, t) returns noise - data, t a Python float. A callback(step, steps, x, x0) is called after each model
+velocity(x, t) returns noise - data, t a scalar tensor. A callback(step, steps, x, x0) is called after each model
 evaluation with the number of finished evaluations; it stops the run by raising.
 """
 
@@ -11,7 +11,7 @@ from math import expm1, inf, log
 import torch
 from torch import Tensor
 
-Velocity = Callable[[Tensor, float], Tensor]
+Velocity = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor, Tensor], None]
 
 
@@ -32,10 +32,10 @@ def _log_snr(t: float) -> float:
 def sample_flow_dpm(velocity: Velocity, x: Tensor, timesteps: Tensor, callback: Callback | None = None) -> Tensor:
     """DPM-Solver++(2M) for flow: first and last update first order (equations 5.1 to 5.10). State float32."""
     x = x.float()
-    times = [float(t) for t in timesteps]
+    times = timesteps.tolist()
     steps, previous = len(times) - 1, None
     for i, (t, t_next) in enumerate(zip(times, times[1:])):
-        x0 = x - t * velocity(x, t).float()
+        x0 = x - t * velocity(x, timesteps[i]).float()
         if callback:
             callback(i + 1, steps, x, x0)
         h = _log_snr(t_next) - _log_snr(t)
@@ -51,9 +51,9 @@ def sample_flow_dpm(velocity: Velocity, x: Tensor, timesteps: Tensor, callback: 
 def sample_flow_euler(velocity: Velocity, x: Tensor, timesteps: Tensor, callback: Callback | None = None) -> Tensor:
     """Euler steps along the flow. State float32."""
     x = x.float()
-    times = [float(t) for t in timesteps]
+    times = timesteps.tolist()
     for i, (t, t_next) in enumerate(zip(times, times[1:])):
-        v = velocity(x, t).float()
+        v = velocity(x, timesteps[i]).float()
         if callback:
             callback(i + 1, len(times) - 1, x, x - t * v)
         x = x + (t_next - t) * v
@@ -62,7 +62,7 @@ def sample_flow_euler(velocity: Velocity, x: Tensor, timesteps: Tensor, callback
 
 def guided(branches: Velocity, guidance: float) -> Velocity:
     """Classifier-free guidance: `branches` returns (2B, ...) velocities, unconditional rows first (equation 5.5)."""
-    def velocity(x: Tensor, t: float) -> Tensor:
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
         unconditional, conditional = branches(x, t).float().chunk(2)
         return unconditional + guidance * (conditional - unconditional)
     return velocity

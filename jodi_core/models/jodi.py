@@ -189,7 +189,7 @@ class JodiTransformer(nn.Module):
         """
         self.check_inputs(x, t, y, role, mask, clean_x)
         dtype = self.y_embedder.y_embedding.dtype
-        x, t, y = x.to(dtype), t.to(dtype), y.to(dtype).flatten(0, 1)
+        x, t, y = x.to(dtype), t.to(x.device, dtype), y.to(dtype).flatten(0, 1)
         rows = x.shape[0]
         role = role.repeat(rows // role.shape[0], 1)
         clean_x = torch.zeros_like(x) if clean_x is None else clean_x.to(dtype).repeat(

@@ -27,7 +27,7 @@ class FlowDPM(comfy.samplers.KSAMPLER):
 def sample_flow(model, x, sigmas, extra_args, callback, disable=None):
     """`sample_flow_dpm` as a sampler function of the host: `model` denoises, sigma is the time."""
     def velocity(x, t):
-        return (x - model(x, x.new_full((x.shape[0],), t), **extra_args)) / t
+        return (x - model(x, t.expand(x.shape[0]), **extra_args)) / t
 
     def report(step, steps, x, x0):
         callback({"i": step - 1, "x": x, "denoised": x0})
