@@ -11,14 +11,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jodi_core import JodiPipeline
-from jodi_core.pictures import contact_sheet
-from training.captions import caption
-from training.world import render, sample_scene
+from jodi_core import JodiPipeline  # noqa: E402
+from jodi_core.pictures import contact_sheet  # noqa: E402
+from training.captions import caption  # noqa: E402
+from training.world import render, sample_scene  # noqa: E402
 
 PROMPTS = (
     "a red house on the left, a blue car on the right, under a clear blue sky, on green grass",
-    "a pine tree on the left, a person in a yellow shirt waving on the right, on white snow, under an orange sunset sky",
+    "a pine tree on the left, a person in a yellow shirt waving on the right, on white snow, under a sunset sky",
     "a purple house in the middle, a road, on yellow sand, under a grey overcast sky",
     "a round tree on the right, a brown dog on the left, beside a lake, green grass, under a clear blue sky",
 )

@@ -152,7 +152,10 @@ def atomic_target(target: Path, overwrite: bool = False):
 def write_safetensors(target: Path, tensors: dict, metadata: dict[str, str], overwrite: bool = False) -> None:
     """One safetensors file, complete or not there at all."""
     with atomic_target(target, overwrite) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode    # save_file leaves files that only their owner can read
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial), metadata)
+        partial.chmod(mode)
 
 
 def sha256(*paths: Path) -> str:

@@ -7,6 +7,7 @@ is imported only when an encoder is built. Both read the same file: Gemma-2 keys
 
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -206,22 +207,9 @@ def text_from_state_dict(state_dict: dict[str, torch.Tensor], metadata: dict[str
     config = TextConfig.from_state_dict({key: tuple(value.shape) for key, value in weights.items()}, stored)
     if "spiece_model" not in state_dict:
         raise ValueError("the text encoder file has no tokenizer (tensor spiece_model): use a Gemma-2-2b file made for "
-                         "the host, or a folder with tokenizer.model")
+                         "the host, or convert a folder that has tokenizer.model")
     model = build_gemma(config, weights, device=device, dtype=dtype)
     return GemmaText(config, model, state_dict["spiece_model"].cpu().numpy().tobytes())
-
-
-def text_from_folder(folder: Path, **options) -> GemmaText:
-    """An encoder from the files of google/gemma-2-2b-it: tokenizer.model and *.safetensors; options as above."""
-    from safetensors.torch import load_file
-    folder = Path(folder)
-    parts = sorted(folder.glob("*.safetensors"))
-    if not parts or not (folder / "tokenizer.model").is_file():
-        raise ValueError(f"{folder} needs tokenizer.model and *.safetensors, as google/gemma-2-2b-it has them")
-    state_dict = {key: value for part in parts for key, value in load_file(part).items()}
-    tokenizer = bytearray((folder / "tokenizer.model").read_bytes())
-    state_dict["spiece_model"] = torch.frombuffer(tokenizer, dtype=torch.uint8)
-    return text_from_state_dict(state_dict, **options)
 
 
 def build_gemma(config: TextConfig, weights: dict[str, torch.Tensor] | None = None, *, device=None,
@@ -239,7 +227,21 @@ def build_gemma(config: TextConfig, weights: dict[str, torch.Tensor] | None = No
     dtype = dtype or weights["model.norm.weight"].dtype
     weights = {key.removeprefix("model."): value for key, value in weights.items()}
     # from_pretrained and not load_state_dict: it does not fill gigabytes with random numbers first.
-    return Gemma2Model.from_pretrained(None, config=gemma, state_dict=weights).to(device=device, dtype=dtype).eval()
+    with _no_progress_bar():
+        return Gemma2Model.from_pretrained(None, config=gemma, state_dict=weights).to(device=device, dtype=dtype).eval()
+
+
+@contextmanager
+def _no_progress_bar():
+    """`transformers` shows a bar even where loading takes milliseconds."""
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_keys(wanted: dict[str, torch.Tensor], weights: dict[str, torch.Tensor]) -> None:

@@ -15,8 +15,8 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
+from jodi_core.files import write_safetensors
 from jodi_core.text import BOS, EOS, PAD, UNK, GemmaText, TextConfig, build_gemma
 from training.captions import FACTS, caption, facts
 from training.scene import GROUNDS, PATHS, POSES, SIDES, sample_scene
@@ -178,8 +178,9 @@ def save(encoder: GemmaText, path: Path, told: dict[str, float]) -> None:
     tensors = {"model." + key: value.contiguous() for key, value in encoder.model.state_dict().items()}
     spiece_model = bytearray(encoder.tokenizer.serialized_model_proto())
     tensors["spiece_model"] = torch.frombuffer(spiece_model, dtype=torch.uint8)
-    about = {"format": 1, "kind": "text_encoder", "config": encoder.config.to_dict(), "accuracy": told}
-    save_file(tensors, path, metadata={"jodi": json.dumps(about)})
+    about = {"format": 1, "kind": "text_encoder", "config": encoder.config.to_dict(), "accuracy": told,
+             "source_sha256": ""}
+    write_safetensors(path, tensors, {"jodi": json.dumps(about)}, overwrite=True)
 
 
 def main(arguments=None) -> None:

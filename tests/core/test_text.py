@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from jodi_core.text import (
     PAD, TextConfig, build_gemma, clean_prompt, instruction_prefix, parse_size_flags, selected_positions,
-    text_from_folder, text_from_state_dict)
+    text_from_state_dict)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "jodi" / "text.json").read_text())
 PREFIX = "describe the scene. user prompt: "
@@ -130,17 +129,6 @@ def test_half_precision_weights_give_float32_features(weights):
     encoder = text_from_state_dict(half, metadata(CONFIG))
     assert encoder.model.dtype == torch.float16 and encoder.encode(["a dog"])[0].dtype == torch.float32
     assert text_from_state_dict(half, metadata(CONFIG), dtype=torch.float32).model.dtype == torch.float32
-
-
-def test_a_folder_with_the_tokenizer_beside_the_parts_loads(weights, encoder, tmp_path):
-    tensors = [(key, value.clone()) for key, value in weights.items() if key != "spiece_model"]
-    save_file(dict(tensors[:9]), tmp_path / "model-00001-of-00002.safetensors")
-    save_file(dict(tensors[9:]), tmp_path / "model-00002-of-00002.safetensors")
-    with pytest.raises(ValueError, match="tokenizer.model"):
-        text_from_folder(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(weights["spiece_model"].numpy().tobytes())
-    loaded = text_from_folder(tmp_path)
-    torch.testing.assert_close(loaded.encode_negative(["a dog"], rows=8), encoder.encode_negative(["a dog"], rows=8))
 
 
 @pytest.mark.parametrize("change, told", [
