@@ -1,6 +1,7 @@
 """Words for toy scenes: short captions to train on, and the closed list of facts that they may state."""
 
 import random
+import re
 
 from training.scene import COLOURS, GROUNDS, PATHS, POSES, SIDES, SKIES, TREES, Scene
 
@@ -27,6 +28,9 @@ _POSE = {"standing": "standing", "waving": "waving", "walking": "walking", "chee
 _SIDE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
 _NOUN = {"tree": {"round": ("a round tree",), "pine": ("a pine tree",)}, "wall": {"": ("a brick wall", "a wall")},
          "dog": {"": ("a dog", "a brown dog")}, "bench": {"": ("a bench", "a wooden bench")}}
+_STARTS = ("", "a picture of ", "a photo of ", "a drawing of ", "a scene with ", "there is ")
+_JOINTS = (" and ", " with ", ", and ", " beside ", " near ", " next to ", ". ", "; ", " ")
+_FILLERS = ("big", "small", "nice", "old", "very", "beautiful", "some")
 
 
 def facts(scene: Scene) -> dict[str, str]:
@@ -71,3 +75,19 @@ def _phrase(thing, rng):
 
 def _article(word):
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def vary(text: str, rng: random.Random) -> str:
+    """The caption as somebody else might type it: other joints, fewer sides and articles, stray words."""
+    if rng.random() < 0.4:
+        text = re.sub(", ", lambda _: rng.choice(_JOINTS) if rng.random() < 0.5 else ", ", text)
+    if rng.random() < 0.3:
+        text = re.sub(" (on|in) the (left|middle|right)", lambda side: side[0] if rng.random() < 0.4 else "", text)
+    if rng.random() < 0.15:
+        text = re.sub(r"\b(an?|the|on|in|under) ", "", text)
+    if rng.random() < 0.2:
+        words = text.split(" ")
+        stray = rng.choice(_FILLERS) if rng.random() < 0.7 else "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=5))
+        words.insert(rng.randrange(len(words)), stray)
+        text = " ".join(words)
+    return rng.choice(_STARTS) * (rng.random() < 0.2) + text

@@ -17,7 +17,7 @@ class DataConfig:
     text_encoder: str = "runs/tiny/text_encoder.safetensors"
     bins: dict[str, float] = field(default_factory=lambda: {"128x128": 1.0})
     scenes: int = 16384          # per unit of share
-    first_seed: int = 1_000_000  # scene seeds below are held out
+    first_seed: int = 1_000_000  # the autoencoder trains on seeds from 0; the benchmark's start at 10 000 000
     captions_per_scene: int = 2
 
     def sizes(self) -> dict[tuple[int, int], float]:

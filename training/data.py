@@ -4,12 +4,13 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .captions import caption
+from .captions import caption, vary
 from .config import DataConfig
 from .world import render, sample_scene
 
@@ -34,8 +35,8 @@ def encode_scenes(scenes, size, autoencoder, domains) -> Tensor:
 
 def encode_captions(scenes, first_seed, per_scene, text) -> tuple[Tensor, Tensor]:
     """Features (tokens of all captions, width) float16 at true length, and their lengths (scenes * per_scene,)."""
-    captions = [caption(scene, (first_seed + i) * per_scene + k) for i, scene in enumerate(scenes)
-                for k in range(per_scene)]
+    numbers = range(first_seed * per_scene, (first_seed + len(scenes)) * per_scene)
+    captions = [vary(caption(scenes[number // per_scene - first_seed], number), Random(number)) for number in numbers]
     features, lengths = text.encode(captions)
     return torch.cat([row[:length] for row, length in zip(features, lengths)]).half(), lengths
 

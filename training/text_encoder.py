@@ -18,7 +18,7 @@ import torch
 
 from jodi_core.files import write_safetensors
 from jodi_core.text import BOS, EOS, PAD, UNK, GemmaText, TextConfig, build_gemma
-from training.captions import FACTS, caption, facts
+from training.captions import FACTS, caption, facts, vary
 from training.scene import GROUNDS, PATHS, POSES, SIDES, sample_scene
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, MLP = 128, 2, 2, 1, 256
@@ -31,25 +31,6 @@ _COMPLETES = {**dict.fromkeys(GROUNDS, "ground"), **dict.fromkeys(PATHS, "path")
               "up": "pose", "shirt": "person"}
 _COMPLETES.update({name: name for name in FACTS if name not in (*_COMPLETES.values(), "pose")})
 _CLASSES = 1 + max(len(values) for values in FACTS.values())
-_STARTS = ("", "a picture of ", "a photo of ", "a drawing of ", "a scene with ", "there is ")
-_JOINTS = (" and ", " with ", ", and ", " beside ", " near ", " next to ", ". ", "; ", " ")
-_FILLERS = ("big", "small", "nice", "old", "very", "beautiful", "some")
-
-
-def vary(text: str, rng: random.Random) -> str:
-    """The caption as somebody else might type it: other joints, fewer sides and articles, stray words."""
-    if rng.random() < 0.4:
-        text = re.sub(", ", lambda _: rng.choice(_JOINTS) if rng.random() < 0.5 else ", ", text)
-    if rng.random() < 0.3:
-        text = re.sub(" (on|in) the (left|middle|right)", lambda side: side[0] if rng.random() < 0.4 else "", text)
-    if rng.random() < 0.15:
-        text = re.sub(r"\b(an?|the|on|in|under) ", "", text)
-    if rng.random() < 0.2:
-        words = text.split(" ")
-        stray = rng.choice(_FILLERS) if rng.random() < 0.7 else "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=5))
-        words.insert(rng.randrange(len(words)), stray)
-        text = " ".join(words)
-    return rng.choice(_STARTS) * (rng.random() < 0.2) + text
 
 
 def label(text: str, known: dict[str, str], encode) -> tuple[list[int], list[list[int]], list[list[int]]]:

@@ -53,8 +53,9 @@ class JodiConfig:
                 raise ValueError(f"hidden_size {size} is not divisible by {name} {divisor}")
         if len(set(self.domains)) != len(self.domains) or not self.domains:
             raise ValueError(f"domain names must be distinct and at least one: {self.domains}")
-        if self.patch_embed_kernel is not None and self.patch_embed_kernel % 2 == 0:
-            raise ValueError(f"patch_embed_kernel {self.patch_embed_kernel} must be odd")
+        if self.patch_embed_kernel not in (None, self.patch_size) and self.patch_embed_kernel % 2 == 0:
+            raise ValueError(f"patch_embed_kernel {self.patch_embed_kernel} must be odd or the patch size "
+                             f"{self.patch_size}")
         if self.input_size % self.patch_size:
             raise ValueError(f"input_size {self.input_size} is not divisible by patch_size {self.patch_size}")
 

@@ -61,7 +61,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, config, operations, **where):
         super().__init__()
         kernel = config.patch_embed_kernel or config.patch_size
-        padding = kernel // 2 if config.patch_embed_kernel else 0
+        padding = kernel // 2 if kernel % 2 else 0    # as the original does for every odd kernel
         self.proj = operations.Conv2d(config.in_channels, config.hidden_size, kernel, stride=config.patch_size,
                                       padding=padding, **where)
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from jodi_core.domains import JODI_DOMAINS
 from training import data
-from training.captions import caption
+from training.captions import caption, vary
 from training.config import DataConfig
 from training.data import CachedScenes, SceneOrder, build_cache
 from training.world import render, sample_scene
@@ -62,7 +63,8 @@ def test_shards_hold_the_encoded_scenes_of_their_seeds(config):
         normal = render([scene], 32, 32)["normal"].float() / 127.5 - 1
         torch.testing.assert_close(batch.latents_BCDHW[row, :, JODI_DOMAINS.index("normal")],
                                    0.5 * MeanAutoencoder().encode(normal)[0], atol=1e-3, rtol=0)
-        words = len(caption(scene, number * config.captions_per_scene + 1).split())
+        caption_number = number * config.captions_per_scene + 1
+        words = len(vary(caption(scene, caption_number), Random(caption_number)).split())
         assert batch.mask_BM[row].sum() == words
         assert (batch.text_BMC[row, :words] == words).all() and not batch.text_BMC[row, words:].any()
 
