@@ -1,5 +1,6 @@
 """MODEL: the joint transformer as a native model of the host, so that its samplers, LoRA and offloading apply."""
 
+from itertools import chain
 from pathlib import Path
 
 import comfy.conds
@@ -120,6 +121,27 @@ def share_perception(executor, model, conds, x, timestep, model_options):
     return executor(model, conds, x, timestep, model_options)
 
 
+def refuse_flat_areas(executor, *arguments, **options):
+    """An area without the domain axis would cut domains and rows in place of rows and columns."""
+    for entry in chain.from_iterable(executor.class_obj.conds.values()):
+        numbers = [value for value in entry.get("area") or () if value != "percentage"]
+        if len(numbers) not in (0, 6):
+            raise ValueError("this conditioning has an area of two axes, but a joint latent has three (domain, height, "
+                             "width): use ConditioningSetAreaPercentageVideo with temporal 1, or ConditioningSetMask")
+    return executor(*arguments, **options)
+
+
+def keep_given(executor, x, *arguments, **options):
+    """Given slots are exact after whatever mixes slots or skips steps behind the network: guidance nodes, LazyCache."""
+    denoised = executor(x, *arguments, **options)
+    conds = [entry["model_conds"] for entry in chain.from_iterable(executor.class_obj.conds.values())]
+    given = [(cond["roles"].cond.condition_slots, cond["clean"].cond) for cond in conds if "clean" in cond]
+    if given and all(slots == given[0][0] and torch.equal(clean, given[0][1]) for slots, clean in given):
+        slots, clean = list(given[0][0]), comfy.utils.repeat_to_batch_size(given[0][1], len(x))
+        denoised[:, :, slots] = clean[:, :, slots].to(denoised)
+    return denoised
+
+
 def perceives(entry: dict) -> bool:
     return entry["model_conds"]["roles"].cond.image_given and "hooks" not in entry
 
@@ -148,4 +170,6 @@ def load_model(path: str, model_options: dict = {}, disable_dynamic: bool = Fals
     model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_model, (path, model_options))
     patcher.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "jodi", share_perception)
+    patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "jodi", keep_given)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "jodi", refuse_flat_areas)
     return patcher

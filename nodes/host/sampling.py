@@ -6,7 +6,7 @@ import comfy.utils
 import latent_preview
 import torch
 
-from ...jodi_core.domains import JointRoles
+from ...jodi_core.domains import JODI_DOMAINS, JointRoles
 from ...jodi_core.sampling import flow_timesteps, sample_flow_dpm
 from .. import joint
 
@@ -43,6 +43,27 @@ def reference_noise(shape: tuple[int, ...], roles: JointRoles, seed: int) -> tor
     return roles.keep_active(noise_BLCHW.transpose(1, 2))
 
 
+class JointNoise:
+    """NOISE of the host: `reference_noise` if per_domain, else what its own samplers draw for the active domains."""
+
+    def __init__(self, seed: int, per_domain: bool):
+        self.seed, self.per_domain = seed, per_domain
+
+    def generate_noise(self, latent: dict) -> torch.Tensor:
+        samples = latent["samples"]
+        if not self.per_domain:
+            return comfy.sample.prepare_noise(samples, self.seed, latent.get("batch_index"))
+        given = latent.get(joint.ROLES)
+        roles = joint.roles_of(latent, samples, given.domains if given else JODI_DOMAINS)
+        return reference_noise(samples.shape, roles, self.seed)
+
+
+def model_sigmas(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
+    """The published grid (steps + 1,) down to 0 with the shift of MODEL; denoise below 1: the end of a longer one."""
+    shift = model.get_model_object("model_sampling").shift
+    return flow_timesteps(max(steps, int(steps / denoise)), shift)[-(steps + 1):].float()
+
+
 def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int, guidance: float) -> torch.Tensor:
     """The samples of a LATENT after a run of the published sampler.
 
@@ -57,6 +78,6 @@ def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int,
                          "the same Jodi Role Switch")
     return comfy.sample.sample_custom(
         model, reference_noise(samples.shape, roles, seed), guidance, FlowDPM(),
-        flow_timesteps(steps, config.flow_shift).float(), positive, negative, samples,
+        model_sigmas(model, steps), positive, negative, samples,
         noise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)

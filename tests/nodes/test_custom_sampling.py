@@ -1,0 +1,73 @@
+"""Jodi's SAMPLER, SIGMAS and NOISE behind the host's CFGGuider and SamplerCustomAdvanced."""
+
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+from nodes_fixtures import golden, relative, switch, text
+
+from jodi_core.domains import JODI_DOMAINS, JointRoles
+from jodi_pack.nodes import joint
+from jodi_pack.nodes.custom_sampling import LIKE_STOCK, SAME_SCENE, JodiNoise, JodiSampler, JodiSigmas
+from jodi_pack.nodes.sampling import JodiJointSampler
+
+SAMPLER = golden("model_a.sampler.json")
+
+
+class RecordedNoise:
+    seed = 0
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def generate_noise(self, latent):
+        return self.noise
+
+
+def advanced(model, positive, negative, cfg, noise, steps, latent):
+    guider = CFGGuider.execute(model, positive, negative, cfg).result[0]
+    sampler, sigmas = JodiSampler.execute().result[0], JodiSigmas.execute(model, steps, 1.0).result[0]
+    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent).result[0]["samples"]
+
+
+@pytest.mark.parametrize("run", SAMPLER["runs"], ids=lambda run: run["name"])
+def test_recorded_trajectories(model_a, run):
+    tensors = golden("model_a.sampler.safetensors")
+    roles, scale = JointRoles(JODI_DOMAINS, run["role"]), model_a.model.latent_format.scale_factor
+    z, clean, reference = (roles.keep_active(tensors[name].float().transpose(1, 2))
+                           for name in ("z", "clean_x", f"{run['name']}.final"))
+    slots = list(roles.generated_slots)
+    clean[:, :, slots] = 0
+    values = {joint.ROLES: roles, joint.CLEAN: clean / scale}
+    positive, negative = ([[tensors[name][:, 0, :SAMPLER["mask_length"]].float(), values]]
+                          for name in ("cond_y", "uncond_y"))
+    latent = {"samples": clean / scale, joint.ROLES: roles}
+    final = advanced(model_a, positive, negative, run["guidance"], RecordedNoise(z), run["steps"], latent) * scale
+    error = relative(final[:, :, slots], reference[:, :, slots])
+    print(f"{run['name']}: {error:.1e}")
+    assert error < (1e-4 if run["guidance"] != 1 else 2e-5)
+
+
+def test_the_same_as_the_joint_sampler(loaded):
+    model, clip, vae = loaded
+    parts = switch(vae, text(clip, "a red house"), None, generate=("image", "depth"))
+    noise = JodiNoise.execute(5, SAME_SCENE).result[0]
+    one = JodiJointSampler.execute(model, *parts, 5, 2, 3.0).result[0]["samples"]
+    assert torch.equal(advanced(model, *parts[:2], 3.0, noise, 2, parts[2]), one)
+
+
+def test_a_seed_means_the_same_noise_for_a_domain(loaded):
+    vae = loaded[2]
+    few, many = (switch(vae, generate=names)[2] for names in (("image", "normal"), ("image", "depth", "normal")))
+    for kind, same in ((SAME_SCENE, True), (LIKE_STOCK, False)):
+        noise = JodiNoise.execute(3, kind).result[0]
+        normal = [noise.generate_noise(latent)[:, :, -1] for latent in (few, many)]
+        assert torch.equal(*normal) == same
+
+
+def test_sigmas_follow_the_model_and_denoise(loaded):
+    from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+    model = loaded[0]
+    full, half = (JodiSigmas.execute(model, steps, part).result[0] for steps, part in ((8, 1.0), (4, 0.5)))
+    assert torch.equal(half, full[-5:]) and full[-1] == 0
+    shifted = ModelSamplingSD3().patch(model, 6.0)[0]
+    assert (JodiSigmas.execute(shifted, 8, 1.0).result[0][1:-1] > full[1:-1]).all()
