@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .buckets import bin_batches, pass_order
 from .domains import JODI_BINS, nearest_bin
+from .fitting import cover_size
 from .models.jodi import position_table, time_features
-from .pictures import cover_size, fit_for_training, postprocess
+from .pictures import fit_for_training, postprocess
 from .role_sampling import caption_chances, role_chances
 from .sampling import flow_timesteps, guided, sample_flow_dpm
 from .segmentation import COARSE_CLASS, PALETTE_12, PALETTE_150, nearest_class, paint_classes

@@ -96,6 +96,11 @@ class JointRoles:
         """Perception: the image is a condition, so text and guidance have no effect (exact)."""
         return self.roles[0] == Role.CONDITION
 
+    def without(self, hidden: set[int]) -> "JointRoles":
+        """The same with some domains (indices) ignored."""
+        return JointRoles(self.domains, tuple(Role.IGNORE if i in hidden else role
+                                              for i, role in enumerate(self.roles)))
+
     def require_work(self) -> "JointRoles":
         """Itself, or a ValueError if nothing would be generated."""
         if not self.generated_slots:

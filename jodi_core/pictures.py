@@ -1,4 +1,4 @@
-"""Pictures in and out: reading, fitting to a size bin, post-processing per domain, files to look at.
+"""Pictures in and out: reading, post-processing per domain, files to look at.
 
 Inside the core a picture is a tensor (B, 3, H, W): float in [0, 1] from `load_picture`, in [-1, 1] beside the
 autoencoder (`2 * picture - 1`).
@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from .fitting import centre, cover_size
 from .segmentation import nearest_class, paint_classes
 
-# A cover resize of a very elongated picture is mostly cropped away again; beyond this it would not fit in memory.
-MAX_RESIZED_PIXELS = 64_000_000
 LONGEST_TILE = 512  # pixels, on a contact sheet
 
 
@@ -57,44 +56,13 @@ def _rgb(picture_BCHW: torch.Tensor) -> torch.Tensor:
     return picture_BCHW.expand(-1, 3, -1, -1) if picture_BCHW.shape[1] == 1 else picture_BCHW[:, :3]
 
 
-def cover_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Smallest (height, width) of the given shape that covers the target, fractions cut (spec 3.3)."""
-    (height, width), (target_height, target_width) = size, target
-    if target_height / height > target_width / width:
-        cover = target_height, int(width * target_height / height)
-    else:
-        cover = int(height * target_width / width), target_width
-    if math.prod(cover) > MAX_RESIZED_PIXELS:
-        raise ValueError(f"a picture of {width}x{height} pixels is too elongated to fill {target_width}x"
-                         f"{target_height}: crop it to a ratio closer to that first")
-    return cover
-
-
-def resize(picture_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Stretched to (height, width), bilinear with antialiasing (spec 3.4)."""
-    if tuple(picture_BCHW.shape[-2:]) == tuple(size):
-        return picture_BCHW
-    return F.interpolate(picture_BCHW, size=tuple(size), mode="bilinear", antialias=True)
-
-
-def fit(picture_BCHW: torch.Tensor, target: tuple[int, int]) -> torch.Tensor:
-    """Cover resize and centre crop to the target (height, width) (spec 3.3). ValueError if too elongated."""
-    cover_BCHW = resize(picture_BCHW, cover_size(tuple(picture_BCHW.shape[-2:]), target))
-    top, left = _centre(tuple(cover_BCHW.shape[-2:]), target)
-    return cover_BCHW[..., top:top + target[0], left:left + target[1]]
-
-
 def fit_for_training(picture: Image.Image, target: tuple[int, int]) -> torch.Tensor:
     """As `fit`, but bicubic on 8-bit pixels, as the training pictures were (spec 8.1): (3, H, W) in [-1, 1]."""
     height, width = cover_size((picture.height, picture.width), target)
     cover = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    top, left = _centre((height, width), target)
+    top, left = centre((height, width), target)
     crop = cover.crop((left, top, left + target[1], top + target[0]))
     return load_picture(crop)[0] * 2 - 1
-
-
-def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    return tuple(round((side - wanted) / 2) for side, wanted in zip(size, target))
 
 
 def postprocess(domain: str, picture_B3HW: torch.Tensor) -> torch.Tensor:

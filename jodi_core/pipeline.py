@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .domains import JointRoles, nearest_bin
 from .files import WeightsError
+from .fitting import fit, resize
 from .models.dcae import DCAE
 from .models.jodi import JodiTransformer
-from .pictures import fit, load_picture, postprocess, resize
+from .pictures import load_picture, postprocess
 from .sampling import Callback, flow_timesteps, guided, sample_flow_dpm
 from .text import GemmaText, clean_prompt
 from .weights import PUBLISHED, load_autoencoder, load_text, load_transformer

@@ -3,19 +3,23 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .custom_sampling import JodiNoise, JodiSampler, JodiSigmas
-from .decode import JodiLabelDecode
+from .decode import JodiDomainDecode, JodiLabelDecode
 from .loader import JodiLoader
-from .roles import JodiRoleSwitch
+from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
+from .text import JodiTextEncode
 
 NODES = [
     JodiLoader,
+    JodiTextEncode,
     JodiRoleSwitch,
+    JodiDomain,
     JodiJointSampler,
     JodiSampler,
     JodiSigmas,
     JodiNoise,
     JodiLabelDecode,
+    JodiDomainDecode,
 ]
 
 

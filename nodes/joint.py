@@ -10,7 +10,9 @@ import torch
 from ..jodi_core.domains import JointRoles, Role
 
 ROLES = "jodi_roles"    # LATENT and CONDITIONING: JointRoles
-CLEAN = "jodi_clean"    # CONDITIONING: unscaled joint latent with the given pictures, zeros in generated slots
+CLEAN = "jodi_clean"    # CONDITIONING: unscaled joint latent with the given pictures; read in condition slots only
+SPANS = "jodi_spans"    # CONDITIONING: domain -> part of the steps (start, end in 0..1) in which its condition is seen
+FIT = "jodi_fit"        # LATENT: Fit of the first given picture, so that what is decoded can be laid over it
 NULL = "jodi_null"      # CONDITIONING: True = no text; the model's stored empty caption stands in
 ROWS = "jodi_rows"      # CONDITIONING (negative): number of text rows that the positive one has
 PLAIN = "jodi_plain"    # CONDITIONING from our CLIP: PlainReading

@@ -1,60 +1,16 @@
 """Jodi Role Switch: what happens to each domain, and the latent and conditioning that follow from it."""
 
 import node_helpers
-import torch
 from comfy_api.latest import io
 
-from ..jodi_core.domains import JODI_DOMAINS, JointRoles, nearest_bin
-from ..jodi_core.pictures import fit, load_picture
+from ..jodi_core.domains import JODI_DOMAINS
+from ..jodi_core.fitting import FIT_MODES, Fit
 from . import joint
+from .given import AUTOMATIC, CONDITION, CUSTOM, EDIT, GENERATE, IGNORE, LIKE_PICTURE, TIMED, Choice, Given
 
-GENERATE, CONDITION, IGNORE = ROLE_NAMES = ("generate", "condition", "ignore")
-AUTOMATIC, CUSTOM = "automatic", "custom"
-
-
-def picture_input(name: str) -> str:
-    """The input that appears for a condition. Not the domain's own name, which its role already has as its path."""
-    return f"{name}_picture"
-
-
-def given_pictures(choices: dict) -> dict[str, torch.Tensor]:
-    """Domain -> picture (B, 3, H, W) in [0, 1] of the domains that are conditions. ValueError where one is missing."""
-    given = {name: choice.get(picture_input(name)) for name, choice in choices.items() if choice[name] == CONDITION}
-    missing = [name for name, pixels_BHWC in given.items() if pixels_BHWC is None]
-    if missing:
-        raise ValueError(f"{', '.join(missing)}: set to 'condition', but no picture is connected to "
-                         f"{', '.join(map(picture_input, missing))}")
-    return {name: load_picture(pixels_BHWC.movedim(-1, 1)) for name, pixels_BHWC in given.items()}
-
-
-def picture_size(size: dict, pictures: dict, config, factor: int) -> tuple[int, int]:
-    """(height, width) in pixels, multiples of what one token covers."""
-    if size["size"] == CUSTOM:
-        unit = factor * config.patch_size
-        return max(1, size["height"] // unit) * unit, max(1, size["width"] // unit) * unit
-    shape = next(iter(pictures.values())).shape[-2:] if pictures else (1, 1)
-    return nearest_bin(*shape, config.bins)
-
-
-def batch_of(pictures: dict, batch_size: int) -> int:
-    """Rows of the joint latent: a single picture serves all, several must be as many as the rows."""
-    sizes = {name: len(picture) for name, picture in pictures.items() if len(picture) > 1}
-    rows = max([batch_size, *sizes.values()])
-    if any(count != rows for count in sizes.values()) or (sizes and batch_size not in (1, rows)):
-        told = ", ".join(f"{name} has {count}" for name, count in sizes.items())
-        raise ValueError(f"batch sizes disagree: batch_size is {batch_size}, {told} pictures. "
-                         "Give one picture for all, or as many as the batch has")
-    return rows
-
-
-def encode_given(vae, roles: JointRoles, pictures: dict, rows: int, size: tuple[int, int]) -> torch.Tensor:
-    """Unscaled joint latent (B, C, D, h, w) with the given pictures in their slots, zeros in the others."""
-    factor = vae.spacial_compression_encode()
-    clean_BCDHW = torch.zeros(rows, vae.latent_channels, len(roles.active), size[0] // factor, size[1] // factor)
-    for slot in roles.condition_slots:
-        fitted_B3HW = fit(pictures[roles.active_names[slot]], size)
-        clean_BCDHW[:, :, slot:slot + 1] = vae.encode(fitted_B3HW.movedim(1, -1)).float()
-    return clean_BCDHW
+MoreDomains = io.Custom("JODI_DOMAINS")    # domain -> what its role input holds, of Jodi Domain
+PIXELS = {"default": 1024, "min": 16, "max": 8192, "step": 16,
+          "tooltip": "In pixels, cut down to a multiple of the autoencoder's factor."}
 
 
 def text_rows(conditioning: list) -> int | None:
@@ -66,6 +22,34 @@ def text_rows(conditioning: list) -> int | None:
     return cond.shape[1] if mask is None else int(mask.sum())
 
 
+def given_inputs(name: str) -> list[io.Input]:
+    # Not the domain's own name, which its role already has as its path.
+    return [io.Image.Input(f"{name}_picture", optional=True, tooltip=f"The {name} picture that is given."),
+            io.Latent.Input(f"{name}_latent", optional=True,
+                            tooltip="In place of a picture: a joint latent, of which this domain is taken, or the "
+                                    "latent of one picture.")]
+
+
+def role_input(name: str) -> io.DynamicCombo.Input:
+    start = io.Float.Input(f"{name}_start", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                           tooltip="From this part of the steps on the condition is seen.")
+    end = io.Float.Input(f"{name}_end", default=1.0, min=0.0, max=1.0, step=0.01, optional=True,
+                         tooltip="Until this part of the steps the condition is seen; outside it is ignored.")
+    mask = io.Mask.Input(f"{name}_mask", optional=True,
+                         tooltip="Where it is made anew; elsewhere it stays. Without a mask all of it is made anew "
+                                 "from what is given (denoise below 1 in the sampler).")
+    return io.DynamicCombo.Input(
+        name, tooltip=f"{name}: generate it, give it as a picture (condition), leave it out (ignore), or edit a given "
+                      "one. Ignored domains cost nothing.",
+        options=[
+            io.DynamicCombo.Option(GENERATE, []),
+            io.DynamicCombo.Option(CONDITION, given_inputs(name)),
+            io.DynamicCombo.Option(IGNORE, []),
+            io.DynamicCombo.Option(EDIT, [*given_inputs(name), mask]),
+            io.DynamicCombo.Option(TIMED, [*given_inputs(name), start, end]),
+        ])
+
+
 class JodiRoleSwitch(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -75,9 +59,9 @@ class JodiRoleSwitch(io.ComfyNode):
             category="model/conditioning/jodi",
             description="Chooses the task: a role for each domain. All 'generate': joint generation. Image 'generate', "
                         "some labels 'condition': controllable generation. Image 'condition', labels 'generate': "
-                        "perception.",
+                        "perception. 'edit': a given picture or label is made anew where its mask is painted.",
             search_aliases=["depth to image", "controlnet", "image to depth", "depth estimation", "normal map",
-                            "lineart", "openpose", "preprocessor", "joint latent", "jodi conditioning"],
+                            "lineart", "openpose", "preprocessor", "joint latent", "jodi conditioning", "inpaint"],
             inputs=[
                 io.Vae.Input("vae", tooltip="From Jodi Loader; it also tells the model's domains and sizes."),
                 io.Conditioning.Input("positive", optional=True,
@@ -87,15 +71,16 @@ class JodiRoleSwitch(io.ComfyNode):
                 *(role_input(name) for name in JODI_DOMAINS),
                 io.DynamicCombo.Input("size", tooltip="Size of what is generated.", options=[
                     io.DynamicCombo.Option(AUTOMATIC, []),
-                    io.DynamicCombo.Option(CUSTOM, [
-                        io.Int.Input("width", default=1024, min=16, max=8192, step=16,
-                                     tooltip="In pixels, cut down to a multiple of the autoencoder's factor."),
-                        io.Int.Input("height", default=1024, min=16, max=8192, step=16,
-                                     tooltip="In pixels, cut down to a multiple of the autoencoder's factor."),
-                    ]),
+                    io.DynamicCombo.Option(CUSTOM, [io.Int.Input("width", **PIXELS), io.Int.Input("height", **PIXELS)]),
+                    io.DynamicCombo.Option(LIKE_PICTURE, []),
                 ]),
                 io.Int.Input("batch_size", default=1, min=1, max=4096,
                              tooltip="Number of scenes. A single given picture serves all of them."),
+                io.Combo.Input("fit", options=list(FIT_MODES), default=FIT_MODES[0], optional=True,
+                               tooltip="How given pictures of another shape come to the size: cropped at the centre, "
+                                       "padded with their border, or stretched. Jodi Label Decode can undo it."),
+                MoreDomains.Input("more", optional=True,
+                                  tooltip="Domains that a model has beside the usual eight, from Jodi Domain."),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="With the roles and the given pictures."),
@@ -105,30 +90,48 @@ class JodiRoleSwitch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, size, batch_size, positive=None, negative=None, **choices) -> io.NodeOutput:
-        config = vae.joint_config
-        chosen = {role: [name for name, choice in choices.items() if choice[name] == role] for role in ROLE_NAMES}
-        roles = JointRoles.of(config.domains, chosen[GENERATE], chosen[CONDITION]).require_work()
-        pictures = given_pictures(choices)
-        rows = batch_of(pictures, batch_size)
-        clean_BCDHW = encode_given(vae, roles, pictures, rows,
-                                   picture_size(size, pictures, config, vae.spacial_compression_encode()))
+    def execute(cls, vae, size, batch_size, positive=None, negative=None, fit=FIT_MODES[0], more=None,
+                **roles) -> io.NodeOutput:
+        config, factor = vae.joint_config, vae.spacial_compression_encode()
+        told = {name: roles[name] for name in JODI_DOMAINS if name in roles} | (more or {})
+        given = Given({name: Choice.read(name, values, config.domains) for name, values in told.items()},
+                      config, factor)
+        pixels, rows = given.size(size), given.rows(batch_size)
+        samples_BCDhw = given.samples(vae, rows, pixels, fit)
+        latent = {"samples": samples_BCDhw, joint.ROLES: given.roles}
+        if (source := given.first_picture_size()) is not None:
+            latent[joint.FIT] = Fit(fit, source, pixels)
+        if (mask := given.noise_mask(rows, pixels, fit)) is not None:
+            latent["noise_mask"] = mask
         positive, negative = positive or joint.null_conditioning(), negative or joint.null_conditioning()
-        values = {joint.ROLES: roles, joint.CLEAN: clean_BCDHW}
+        values = {joint.ROLES: given.roles, joint.CLEAN: samples_BCDhw.clone(), joint.SPANS: given.spans}
         return io.NodeOutput(
             node_helpers.conditioning_set_values(positive, values),
-            node_helpers.conditioning_set_values(negative, values | {joint.ROWS: text_rows(positive)}),
-            {"samples": clean_BCDHW.clone(), joint.ROLES: roles})
+            node_helpers.conditioning_set_values(negative, values | {joint.ROWS: text_rows(positive)}), latent)
 
 
-def role_input(name: str) -> io.DynamicCombo.Input:
-    return io.DynamicCombo.Input(
-        name, tooltip=f"{name}: generate it, give it as a picture (condition), or leave it out (ignore). "
-                      "Ignored domains cost nothing.",
-        options=[
-            io.DynamicCombo.Option(GENERATE, []),
-            io.DynamicCombo.Option(CONDITION, [io.Image.Input(
-                picture_input(name), optional=True,
-                tooltip=f"The {name} picture that is given; scaled to cover the size, centre cropped.")]),
-            io.DynamicCombo.Option(IGNORE, []),
-        ])
+class JodiDomain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="JodiDomain",
+            display_name="Jodi Domain",
+            category="model/conditioning/jodi",
+            description="The role of a domain that a model has beside the usual eight, for the input 'more' of Jodi "
+                        "Role Switch.",
+            search_aliases=["extra domain", "new label", "custom label"],
+            inputs=[
+                io.String.Input("name", default="", tooltip="The domain as the model calls it; an error lists them."),
+                role_input("domain"),
+                MoreDomains.Input("more", optional=True, tooltip="Further domains, from another Jodi Domain."),
+            ],
+            outputs=[MoreDomains.Output("more", tooltip="For Jodi Role Switch or the next Jodi Domain.")],
+        )
+
+    @classmethod
+    def execute(cls, name, domain, more=None) -> io.NodeOutput:
+        name, more = name.strip(), more or {}
+        if not name or name in more:
+            raise ValueError(f"give each Jodi Domain the name of another domain, not {name!r}")
+        told = {key.replace("domain", name, 1): value for key, value in domain.items()}
+        return io.NodeOutput(more | {name: told})

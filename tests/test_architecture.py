@@ -19,7 +19,7 @@ HOST = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths",
 JODI_CORE = {
     "*": (),
     "buckets.py": ("domains",), "role_sampling.py": ("domains",), "text.py": ("domains",),
-    "pictures.py": ("segmentation",),
+    "pictures.py": ("segmentation", "fitting"),
     "models/*": ("domains", "models.*"),
     "weights.py": ("files", "text", "models.*"),
     "pipeline.py": ("*",), "cli.py": ("*",), "conformance*.py": ("*",), "__main__.py": ("cli",), "__init__.py": ("*",),

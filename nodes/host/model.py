@@ -34,18 +34,27 @@ class JodiNetwork(JodiTransformer):
                 module.to(torch.bfloat16)
         self.y_embedder.y_embedding = self.y_embedder.y_embedding.to(torch.bfloat16)
 
-    def forward(self, x, timesteps, context=None, transformer_options={}, roles=None, clean=None, **kwargs):
+    def forward(self, x, timesteps, context=None, transformer_options={}, roles=None, clean=None, spans=(), **kwargs):
         """Velocity (B, C, D, h, w) of x (B, C, D, h, w) at timesteps (B,) in 0..1000; zeros in condition slots.
 
         context: text features (B, M, width), None where the image is given. clean: as x, read in condition slots.
+        spans: (domain index, first, last time) of conditions that are seen only between these times.
         """
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         # The clone: step caches add to their x in place, and in float32 it would be the sampler's own.
-        return executor.execute(x.clone(), timesteps, context, roles, clean, transformer_options)
+        return executor.execute(x.clone(), timesteps, context, roles, clean, spans, transformer_options)
 
-    def _forward(self, x, timesteps, context, roles, clean, transformer_options):
-        return self.velocity(x, timesteps, self.prepare(context, None, roles, clean, dtype=x.dtype))
+    def _forward(self, x, timesteps, context, roles, clean, spans, transformer_options):
+        time = float(timesteps[0]) if spans else None
+        seen = roles.without({domain for domain, first, last in spans if not last <= time <= first})
+        if seen == roles:
+            return self.velocity(x, timesteps, self.prepare(context, None, roles, clean, dtype=x.dtype))
+        slots = [slot for slot, domain in enumerate(roles.active) if domain in seen.active]
+        velocity = torch.zeros_like(x)
+        velocity[:, :, slots] = self.velocity(
+            x[:, :, slots], timesteps, self.prepare(context, None, seen, clean[:, :, slots], dtype=x.dtype))
+        return velocity
 
 
 class JodiModel(comfy.model_base.BaseModel):
@@ -56,9 +65,13 @@ class JodiModel(comfy.model_base.BaseModel):
         """What the network needs beside x and t, from one entry of a CONDITIONING."""
         noise, clean = kwargs["noise"], kwargs.get(joint.CLEAN)
         roles = joint.roles_of(kwargs, noise, self.diffusion_model.config.domains).require_work()
-        kwargs["cross_attn"] = None if roles.image_given else self.caption(**kwargs)
+        if self.model_sampling.multiplier != 1000:
+            raise ValueError("ModelSamplingAuraFlow counts time in 0..1, but this model in 0..1000: use "
+                             "ModelSamplingSD3 to change the shift")
+        spans = self.spans(roles, kwargs.get(joint.SPANS) or {})
+        kwargs["cross_attn"] = None if perceives(roles, spans) else self.caption(**kwargs)
         out = super().extra_conds(**kwargs)
-        out["roles"] = comfy.conds.CONDConstant(roles)
+        out["roles"], out["spans"] = comfy.conds.CONDConstant(roles), comfy.conds.CONDConstant(spans)
         if roles.condition_slots:
             if clean.shape[2:] != noise.shape[2:]:
                 raise ValueError(f"the given pictures were encoded to {tuple(clean.shape[2:])} (domains, height, "
@@ -66,6 +79,13 @@ class JodiModel(comfy.model_base.BaseModel):
                                  "make its conditioning anew with Jodi Role Switch at that size")
             out["clean"] = comfy.conds.CONDNoiseShape(self.process_latent_in(clean))
         return out
+
+    def spans(self, roles, parts: dict) -> tuple:
+        """(domain index, first time, last time) of each condition that is seen for a part of the steps only."""
+        sampling = self.model_sampling
+        times = {name: [float(sampling.timestep(torch.tensor(sampling.percent_to_sigma(part)))) for part in span]
+                 for name, span in parts.items()}
+        return tuple((roles.domains.index(name), *span) for name, span in times.items())
 
     def caption(self, cross_attn, device, **values) -> torch.Tensor:
         """Valid text features (1, M, width) of a conditioning entry; the stored empty caption if there is no text."""
@@ -115,7 +135,7 @@ class JodiModelConfig(comfy.supported_models_base.BASE):
 
 def share_perception(executor, model, conds, x, timestep, model_options):
     """With the image given, text and guidance have no effect: one evaluation serves both branches (exact)."""
-    if len(conds) == 2 and all(entries and all(map(perceives, entries)) for entries in conds):
+    if len(conds) == 2 and all(entries and all(map(one_for_both, entries)) for entries in conds):
         denoised, = executor(model, conds[:1], x, timestep, model_options)
         return [denoised, denoised.clone()]
     return executor(model, conds, x, timestep, model_options)
@@ -142,8 +162,14 @@ def keep_given(executor, x, *arguments, **options):
     return denoised
 
 
-def perceives(entry: dict) -> bool:
-    return entry["model_conds"]["roles"].cond.image_given and "hooks" not in entry
+def one_for_both(entry: dict) -> bool:
+    conds = entry["model_conds"]
+    return perceives(conds["roles"].cond, conds["spans"].cond) and "hooks" not in entry
+
+
+def perceives(roles, spans: tuple) -> bool:
+    """Whether the image is given in all steps, so that text has no effect."""
+    return roles.image_given and all(domain != 0 for domain, *_ in spans)
 
 
 def load_model(path: str, model_options: dict = {}, disable_dynamic: bool = False):

@@ -37,16 +37,20 @@ class JodiTokenizer:
     def numbers(self, text: str) -> list[int]:
         return self.pieces(text)["input_ids"]
 
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> dict:
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, unconditional: bool = True,
+                              **kwargs) -> dict:
         """Token lists in the host's form, and the positions whose features count. Weights are not part of the model.
 
-        An empty prompt is the unconditional one: no prefix, all positions of the padded text.
+        An empty prompt is the unconditional one (no prefix, all positions of the padded text) if that is allowed.
         """
         text, length = clean_prompt(text), self.config.max_length
         plain = self.numbers(text)[:length]
         plain += [PAD] * (length - len(plain))
-        full = self.numbers(self.config.prefix + text)[:self.places[-1] + 1] if text else plain
-        places = [place for place in self.places if place < len(full)] if text else list(range(length))
+        if text or not unconditional:
+            full = self.numbers(self.config.prefix + text)[:self.places[-1] + 1]
+            places = [place for place in self.places if place < len(full)]
+        else:
+            full, places = plain, list(range(length))
         return {NAME: [[(token, 1.0) for token in tokens] for tokens in (full, plain)], "places": places}
 
     def state_dict(self) -> dict:

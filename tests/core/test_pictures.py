@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from jodi_core.pictures import (contact_sheet, cover_size, fit, fit_for_training, load_picture, postprocess,
-                                read_picture, resize, to_pil, to_pil_16bit)
+from jodi_core.fitting import cover_size, fit, resize
+from jodi_core.pictures import (contact_sheet, fit_for_training, load_picture, postprocess, read_picture, to_pil,
+                                to_pil_16bit)
 from jodi_core.segmentation import (COARSE_CLASS, PALETTE_12, PALETTE_150, SEGMENTATION_NAMES, nearest_class,
                                     paint_classes)
 

@@ -7,7 +7,8 @@ from nodes_fixtures import switch, text
 from jodi_core.domains import JODI_DOMAINS
 from jodi_pack.nodes import joint
 from jodi_pack.nodes.decode import JodiLabelDecode
-from jodi_pack.nodes.roles import batch_of, picture_size, text_rows
+from jodi_pack.nodes.given import Choice, Given
+from jodi_pack.nodes.roles import text_rows
 from jodi_pack.nodes.sampling import JodiJointSampler
 
 
@@ -34,16 +35,24 @@ def test_stock_text_masks_are_understood():
     assert text_rows(joint.null_conditioning()) is None
 
 
+def given(loaded, **choices):
+    return Given({"image": Choice("generate")} | choices, loaded[2].joint_config, 8)
+
+
 def custom(width, height):
     return {"size": "custom", "width": width, "height": height}
 
 
 def test_sizes(loaded):
-    config = loaded[2].joint_config
-    picture = {"depth": torch.zeros(1, 3, 30, 70)}
-    assert picture_size({"size": "automatic"}, {}, config, 8) == (48, 48)
-    assert picture_size({"size": "automatic"}, picture, config, 8) == (32, 64)
-    assert picture_size(custom(100, 3), picture, config, 8) == (8, 96)
+    empty, picture = given(loaded), given(loaded, depth=Choice("condition", picture=torch.zeros(1, 3, 30, 70)))
+    assert empty.size({"size": "automatic"}) == empty.size({"size": "like the picture"}) == (48, 48)
+    assert picture.size({"size": "automatic"}) == (32, 64)
+    assert picture.size({"size": "like the picture"}) == (24, 64)
+    assert picture.size(custom(100, 3)) == (8, 96)
+    latent = given(loaded, depth=Choice("condition", latent=torch.zeros(1, 8, 1, 2, 5)))
+    assert latent.size({"size": "automatic"}) == latent.size(custom(40, 16)) == (16, 40)
+    with pytest.raises(ValueError, match="depth: its latent is for 40x16 pixels, but the size is 48x48"):
+        latent.size(custom(48, 48))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (1, 900, 1000, 3), (1, 20, 30, 1), (1, 20, 30, 4)])
@@ -53,19 +62,23 @@ def test_unusual_pictures(loaded, shape):
     assert latent["samples"].isfinite().all() and latent["samples"][:, :, 1].any()
 
 
-def test_batches():
-    pictures = {"depth": torch.zeros(3, 3, 1, 1), "edge": torch.zeros(1, 3, 1, 1)}
-    assert batch_of(pictures, 1) == batch_of(pictures, 3) == 3 and batch_of({}, 4) == 4
-    with pytest.raises(ValueError, match="depth has 3 pictures"):
-        batch_of(pictures, 2)
+def test_batches(loaded):
+    def pictures(**counts):
+        return given(loaded, **{name: Choice("condition", picture=torch.zeros(count, 3, 1, 1))
+                                for name, count in counts.items()})
+    three = pictures(depth=3, edge=1)
+    assert three.rows(1) == three.rows(3) == 3 and pictures().rows(4) == 4
+    with pytest.raises(ValueError, match="depth has 3"):
+        three.rows(2)
     with pytest.raises(ValueError, match="batch sizes disagree"):
-        batch_of(pictures | {"normal": torch.zeros(2, 3, 1, 1)}, 1)
+        pictures(depth=3, normal=2).rows(1)
 
 
 @pytest.mark.parametrize("roles, message", [
     ({}, "nothing to generate"),
     ({"condition": ("depth",)}, "nothing to generate"),
-    ({"generate": ("image",), "condition": ("depth",), "picture": None}, "connected to depth_picture"),
+    ({"generate": ("image",), "condition": ("depth",), "picture": None},
+     "picture to depth_picture or a latent to depth_latent"),
 ])
 def test_bad_choices(loaded, roles, message):
     with pytest.raises(ValueError, match=message):
