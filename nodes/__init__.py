@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .custom_sampling import JodiNoise, JodiSampler, JodiSigmas
 from .decode import JodiDomainDecode, JodiLabelDecode
+from .labels import JodiLabelConvert
 from .loader import JodiLoader
 from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
@@ -20,6 +21,7 @@ NODES = [
     JodiNoise,
     JodiLabelDecode,
     JodiDomainDecode,
+    JodiLabelConvert,
 ]
 
 

@@ -20,6 +20,7 @@ JODI_CORE = {
     "*": (),
     "buckets.py": ("domains",), "role_sampling.py": ("domains",), "text.py": ("domains",),
     "pictures.py": ("segmentation", "fitting"),
+    "labels.py": ("pictures", "segmentation"),
     "models/*": ("domains", "models.*"),
     "weights.py": ("files", "text", "models.*"),
     "pipeline.py": ("*",), "cli.py": ("*",), "conformance*.py": ("*",), "__main__.py": ("cli",), "__init__.py": ("*",),
