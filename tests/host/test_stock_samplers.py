@@ -82,6 +82,19 @@ def test_custom_sampling(comfy):
     assert difference(made, plain) < 1e-6
 
 
+@stock("SamplerCustomAdvanced with Jodi Sampler, Sigmas and Noise", WORKS,
+       "equal to Jodi Joint Sampler; through it the recorded trajectories of the original are met "
+       "(tests/nodes/test_custom_sampling.py)")
+def test_our_parts(comfy):
+    ours = custom(CFG_GUIDER) | {
+        "noise": node("JodiNoise", seed=1, kind="same for every role choice"), "sampler": node("JodiSampler"),
+        "sigmas": node("JodiSigmas", model=link("load"), steps=2, denoise=1.0),
+        "joint": node("JodiJointSampler", model=link("load"), positive=link("roles"), negative=link("roles", 1),
+                      latent_image=link("roles", 2), seed=1, steps=2, cfg=3.0)}
+    made, expected = latents(comfy, ours, "made", "joint")
+    assert torch.equal(made, expected)
+
+
 @stock("BasicGuider", WORKS, "equal to cfg 1")
 def test_basic_guider(comfy):
     guider = node("BasicGuider", model=link("load"), conditioning=link("roles"))
