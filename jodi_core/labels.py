@@ -49,7 +49,7 @@ def _axes(like: torch.Tensor, convention: str) -> torch.Tensor:
 
 
 def class_numbers(picture_BCHW: torch.Tensor) -> torch.Tensor:
-    """Class numbers (B, H, W), int64, of a segmentation label: the position in SEGMENTATION_NAMES of the nearest colour.
+    """Class numbers (B, H, W), int64, of a segmentation label: the nearest colour's position in SEGMENTATION_NAMES.
 
     Between two colours, where a resize has mixed them, this can be a third class: resize with nearest pixels.
     """

@@ -6,6 +6,7 @@ from .custom_sampling import JodiNoise, JodiSampler, JodiSigmas
 from .decode import JodiDomainDecode, JodiLabelDecode
 from .labels import JodiLabelConvert
 from .loader import JodiLoader
+from .pose import JodiPoseKeypoints
 from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
 from .text import JodiTextEncode
@@ -22,6 +23,7 @@ NODES = [
     JodiLabelDecode,
     JodiDomainDecode,
     JodiLabelConvert,
+    JodiPoseKeypoints,
 ]
 
 

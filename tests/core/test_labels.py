@@ -11,7 +11,8 @@ from training.world import render, sample_scene
 
 @pytest.fixture(scope="module")
 def world():
-    return {name: picture.float() / 255 for name, picture in render([sample_scene(i) for i in range(4)], 64, 96).items()}
+    labels = render([sample_scene(seed) for seed in range(4)], 64, 96)
+    return {name: picture.float() / 255 for name, picture in labels.items()}
 
 
 def test_depth_turns_round(world):
