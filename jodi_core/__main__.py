@@ -1,7 +1,13 @@
 """`python -m jodi_core ...`"""
 
+import os
 import sys
 
-from .cli import main
+from .cli import INTERRUPTED, main
 
-sys.exit(main())
+status = main()
+if status == INTERRUPTED:
+    # Python forgets that an interrupt was handled if it hit a lazy import, and would end as if killed.
+    sys.stdout.flush()
+    os._exit(status)
+sys.exit(status)

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
+INTERRUPTED = 130    # exit status, as shells have it
+STORED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8_e4m3": "float8_e4m3fn"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options) or 0
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except torch.OutOfMemoryError:
         message = "out of memory: try a smaller --count or --size, or --dtype bfloat16"
     except (ValueError, OSError, ImportError) as error:
@@ -41,7 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("convert", help="rewrite a weight file as one safetensors file with its settings")
     command.add_argument("source", help="file (.pth, .safetensors), hf://owner/name/file, or a Gemma-2 folder")
     command.add_argument("target", type=Path)
-    command.add_argument("--dtype", choices=DTYPES, help="number type of the weights (default: as stored)")
+    command.add_argument("--dtype", choices=(*STORED_DTYPES, *DTYPES), metavar="TYPE",
+                         help=f"number type of the weights: {', '.join(STORED_DTYPES)} (default: as stored); with "
+                              "fp8_e4m3, what is small and sensitive stays in bf16")
+    command.add_argument("--part", choices=("transformer", "autoencoder", "text_encoder"),
+                         help="which one, of a file that holds several")
     command.add_argument("--config", type=Path, metavar="JSON", help="settings, where the file does not tell them")
     command.add_argument("--overwrite", action="store_true")
     command.set_defaults(run=_convert)
@@ -171,20 +177,21 @@ def _dtype(name: str | None):
 
 
 def _convert(options) -> None:
-    from .weights import convert
+    from .convert import convert
     try:
         config = json.loads(options.config.read_text()) if options.config else None
     except ValueError as error:
         raise ValueError(f"{options.config} is no JSON file: {error}") from error
     # The recorded model descriptions keep the constructor arguments under "model".
     config = config and config.get("model", config)
-    kind = convert(options.source, options.target, dtype=_dtype(options.dtype), config=config,
+    dtype = _dtype(STORED_DTYPES.get(options.dtype, options.dtype))
+    kind = convert(options.source, options.target, dtype=dtype, config=config, part=options.part,
                    overwrite=options.overwrite)
-    print(f"{options.target} ({kind})")
+    print(f"{options.target} ({kind}, {options.target.stat().st_size / 1e6:.1f} MB)")
 
 
 def _inspect(options) -> None:
-    from .weights import inspect
+    from .convert import inspect
     about = inspect(options.file)
     own = json.loads(about["metadata"].pop("jodi", "{}"))
     about["metadata"] |= {name: own[name] for name in ("format", "source_sha256") if name in own}
@@ -200,7 +207,7 @@ def _inspect(options) -> None:
 
 
 def _download(options) -> None:
-    from .weights import download, download_published
+    from .published import download, download_published
     if options.ref != "published":
         print(download(options.ref, folder=options.to, comfyui=options.comfyui))
     elif options.comfyui is None:

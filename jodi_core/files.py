@@ -6,6 +6,7 @@ weights-only reader, which cannot execute code, and names that come from outside
 
 import errno
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
 HUB = "hf://"
@@ -149,13 +149,47 @@ def atomic_target(target: Path, overwrite: bool = False):
             partial.unlink(missing_ok=True)
 
 
-def write_safetensors(target: Path, tensors: dict, metadata: dict[str, str], overwrite: bool = False) -> None:
-    """One safetensors file, complete or not there at all."""
-    with atomic_target(target, overwrite) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode    # save_file leaves files that only their owner can read
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(partial), metadata)
-        partial.chmod(mode)
+# Number types that files of ours may hold -> their names in safetensors.
+_STORED_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
+    torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}
+
+
+def write_safetensors(target: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str],
+                      overwrite: bool = False, dtypes: dict[str, torch.dtype] | None = None) -> None:
+    """One safetensors file, complete or not there at all, in the memory of one tensor beside those given.
+
+    dtypes: name -> number type to write a tensor in, where it is not its own. WeightsError if a finite value does not
+    fit into it, or the disk is full.
+    """
+    wanted = {name: (dtypes or {}).get(name, tensor.dtype) for name, tensor in tensors.items()}
+    # Wide types first keeps every tensor aligned, which readers that map the file rely on.
+    order = sorted(tensors, key=lambda name: (-wanted[name].itemsize, name))
+    header, end = {"__metadata__": metadata}, 0
+    for name in order:
+        start, end = end, end + tensors[name].numel() * wanted[name].itemsize
+        header[name] = {"dtype": _STORED_DTYPES[wanted[name]], "shape": list(tensors[name].shape),
+                        "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with atomic_target(target, overwrite) as partial, open(partial, "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in order:
+            file.write(_bytes(_cast(tensors[name], wanted[name], name)))
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    if tensor.numel() and dtype.is_floating_point and dtype.itemsize < tensor.dtype.itemsize:
+        peak = tensor.abs().max().float()
+        if torch.finfo(dtype).max < peak < torch.inf:    # what is infinite already is no fault of the conversion
+            raise WeightsError(f"{name} has values up to {peak:.3g}, too large for {dtype}: choose bfloat16")
+    return tensor.to(dtype)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def sha256(*paths: Path) -> str:
@@ -180,17 +214,17 @@ def read_header(path: Path) -> Header:
                       {name: part.get_dtype() for name, part in slices.items()}, file.metadata() or {})
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file, on the CPU, mapped from disk where the format allows it."""
+def read_tensors(path: Path, names=None) -> dict[str, torch.Tensor]:
+    """Tensors of a weight file (all, or those named), on the CPU, mapped from disk where the format allows it."""
     if _suffix(path) in PICKLE_SUFFIXES:
-        return _read_pickle(path)
-    with _opening(path):
-        return load_file(str(path))
+        tensors = _read_pickle(path)
+        return tensors if names is None else {name: tensors[name] for name in names}
+    with _opening(path), safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
 
 
 def _short_dtype(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
-    return {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "uint8": "U8"}.get(name, name)
+    return _STORED_DTYPES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def _suffix(path: Path) -> str:

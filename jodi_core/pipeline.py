@@ -21,9 +21,10 @@ from .fitting import fit, resize
 from .models.dcae import DCAE
 from .models.jodi import JodiTransformer
 from .pictures import load_picture, postprocess
+from .published import PUBLISHED
 from .sampling import Callback, flow_timesteps, guided, sample_flow_dpm
 from .text import GemmaText, clean_prompt
-from .weights import PUBLISHED, load_autoencoder, load_text, load_transformer
+from .weights import load_autoencoder, load_text, load_transformer
 
 GENERATE_DEFAULTS = {"steps": 20, "guidance": 4.5}
 PERCEIVE_DEFAULTS = {"steps": 10, "guidance": 1.0}

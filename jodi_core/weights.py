@@ -1,39 +1,37 @@
-"""Weight files of joint models: what a file is, whether it fits, and loading, converting and describing it.
+"""Weight files of joint models: what a file is, whether it fits, and loading it.
 
-Three kinds of files make a joint model: the transformer, the autoencoder and the text encoder. Files written here
-are safetensors whose metadata entry "jodi" is JSON {"format": 1, "kind", "config", "source_sha256"}; files published
-by others are recognised and configured from the names and shapes of their tensors.
+Three kinds of parts make a joint model: the transformer, the autoencoder and the text encoder, in a file each or
+together in one, as a host saves them. Files written here are safetensors whose metadata entry "jodi" is JSON
+{"format": 1, "kind", "config", "source_sha256"}; files published by others are recognised and configured from the
+names and shapes of their tensors.
 """
 
 import json
-import math
 import os
 import re
-import shutil
-from collections import Counter
 from pathlib import Path
 
 import torch
 
-from .files import (Header, WeightsError, atomic_target, fetch_into, hub_file_name, locate, read_header, read_tensors,
-                    refuse_existing, sha256, write_safetensors)
+from .files import Header, WeightsError, locate, read_header, read_tensors, write_safetensors
 from .models.dcae import DCAE, DCAEConfig, from_diffusers_keys
 from .models.jodi import JodiConfig, JodiTransformer
 from .text import GemmaText, TextConfig, text_from_state_dict
 
 FORMAT = 1
 METADATA_TENSOR = "jodi_metadata"
-ARRIVALS = ".jodi-arrivals"  # in the models folder, while a download is on its way
 TINY = Path(__file__).parent / "assets" / "tiny"
 # Kind -> the folder of the host's models folder in which it looks for such files.
 HOST_FOLDERS = {"transformer": "diffusion_models", "autoencoder": "vae", "text_encoder": "text_encoders"}
-_GEMMA = "hf://Efficient-Large-Model/gemma-2-2b-it/"
-PUBLISHED = {
-    "transformer": "hf://VIPL-GENUN/Jodi/Jodi.pth",
-    "autoencoder": "hf://mit-han-lab/dc-ae-f32c32-sana-1.0/model.safetensors",
-    "text_encoder": tuple(_GEMMA + name for name in (
-        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.model")),
-}
+# What hosts put before the names of a part when they save it, alone or with the other parts.
+_PREFIXES = (
+    ("model.diffusion_model.", "transformer"), ("diffusion_model.", "transformer"),
+    ("first_stage_model.", "autoencoder"),
+    ("cond_stage_model.gemma2_2b.transformer.", "text_encoder"), ("cond_stage_model.gemma2_2b.", "text_encoder"),
+    ("cond_stage_model.", "text_encoder"),
+)
+# Not weights: a table that is computed, our metadata, a leftover of the host's text encoders.
+_DROPPED = ("pos_embed", METADATA_TENSOR, "logit_scale")
 
 # A tensor name that gives a kind away, in the order of trial; the kinds of others are described as a user knows them.
 _SIGNS = (
@@ -80,6 +78,19 @@ def resolve(ref: str | os.PathLike, kind: str) -> Path:
     return path / f"{kind}.safetensors"
 
 
+def part_names(names, kind: str) -> dict[str, str]:
+    """Stored name -> plain name of what belongs to one kind: what has its prefix, or else what has none."""
+    split = {name: next(((name.removeprefix(prefix), owner) for prefix, owner in _PREFIXES
+                         if name.startswith(prefix)), (name, None)) for name in names}
+    owner = kind if any(owner == kind for _, owner in split.values()) else None
+    return {name: plain for name, (plain, of) in split.items() if of == owner}
+
+
+def kinds_in(names) -> list[str]:
+    """The parts of a joint model that a file with these tensor names holds."""
+    return [kind for kind in HOST_FOLDERS if kind_of(part_names(names, kind).values()) == kind]
+
+
 def kind_of(names) -> str | None:
     """`transformer`, `autoencoder`, `text_encoder`, a description of another model's file, or None if unknown."""
     for pattern, kind in _SIGNS:
@@ -116,14 +127,17 @@ def metadata_tensor(kind: str, config) -> dict[str, torch.Tensor]:
     return {METADATA_TENSOR: torch.frombuffer(bytearray(metadata_entry(kind, config).encode()), dtype=torch.uint8)}
 
 
-def own_metadata(header: Header) -> dict | None:
-    """The metadata entry that this project writes, None without one, WeightsError if it is unusable."""
-    in_tensor = [name for name in header.shapes if name.endswith(METADATA_TENSOR)]
+def own_metadata(header: Header, names: dict[str, str]) -> dict | None:
+    """The metadata entry that this project writes, None without one, WeightsError if it is unusable.
+
+    names: of the part in question, see `part_names`.
+    """
+    in_tensor = [stored for stored, plain in names.items() if plain == METADATA_TENSOR]
     if "jodi" not in header.metadata and not in_tensor:
         return None
     try:
         own = json.loads(header.metadata["jodi"] if "jodi" in header.metadata else
-                         bytes(read_tensors(header.path)[in_tensor[0]].tolist()))
+                         bytes(read_tensors(header.path, in_tensor)[in_tensor[0]].tolist()))
         newer, usable = own["format"] > FORMAT, own["kind"] in HOST_FOLDERS and isinstance(own["config"], dict)
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{header.path}: its metadata entry 'jodi' cannot be read ({error!r}); convert it again "
@@ -135,28 +149,18 @@ def own_metadata(header: Header) -> dict | None:
     return own
 
 
-def _strip(name: str) -> str | None:
-    """A tensor's name without the prefix that full checkpoints put before the network; None if it is to be dropped."""
-    name = name.removeprefix("model.").removeprefix("diffusion_model.") if "diffusion_model." in name else name
-    return None if name in ("pos_embed", METADATA_TENSOR) else name
-
-
-def _renamed(tensors: dict) -> dict:
-    return {_strip(name): value for name, value in tensors.items() if _strip(name)}
-
-
-def _header(path: Path, kind: str) -> tuple[Header, dict[str, tuple], dict | None]:
-    """Header, shapes by cleaned name and stored configuration of a file that has to be of this kind."""
+def part_of(path: Path, kind: str) -> tuple[Header, dict[str, str], dict | None]:
+    """Header, names (stored -> plain) and stored configuration of a file's part; WeightsError if it has no such."""
     header = read_header(path)
-    shapes = _renamed(header.shapes)
-    found = kind_of(shapes)
+    names = part_names(header.shapes, kind)
+    found = kind_of(names.values()) or kind_of(header.shapes)
     if found != kind:
         known = _LABELS.get(found, found) or "no model file that is known here"
         raise WeightsError(f"{path} is {known}, but {_LABELS[kind]} is wanted. {_HINTS[kind]}")
-    own = own_metadata(header)
+    own = own_metadata(header, names)
     if own and own["kind"] != kind:
         raise WeightsError(f"{path}: its metadata says {own['kind']}, but its tensors are {_LABELS[kind]}")
-    return header, shapes, own and own["config"]
+    return header, {stored: plain for stored, plain in names.items() if plain not in _DROPPED}, own and own["config"]
 
 
 # What tensor shapes tell: a stored configuration that says otherwise lies.
@@ -167,7 +171,7 @@ _TOLD_BY_SHAPES = {
 }
 
 
-def _configured(kind: str, shapes: dict[str, tuple], stored: dict | None):
+def settings_of(kind: str, shapes: dict[str, tuple], stored: dict | None):
     """The stored configuration, held against the shapes, or the one that the shapes imply. ValueError if it lies."""
     if kind == "text_encoder":
         parts = {name: shape for name, shape in shapes.items() if name not in ("spiece_model", "lm_head.weight")}
@@ -186,21 +190,29 @@ def _configured(kind: str, shapes: dict[str, tuple], stored: dict | None):
     return config
 
 
-def _read(path: Path, kind: str, given: dict | None = None):
-    """(configuration, tensors by published name, header) of a file of this kind; `given` stands in for metadata."""
-    header, shapes, stored = _header(path, kind)
+def read_part(path: Path, kind: str, given: dict | None = None):
+    """(configuration, tensors by published name) of a file's part, checked against each other.
+
+    given: a configuration that stands in for the file's own. WeightsError if anything does not fit.
+    """
+    header, names, stored = part_of(path, kind)
     try:
-        config = _configured(kind, shapes, given or stored)
+        config = settings_of(kind, {plain: header.shapes[name] for name, plain in names.items()}, given or stored)
     except (ValueError, TypeError, AttributeError, KeyError) as error:  # stored values may have any type
         raise WeightsError(f"{path}: its configuration cannot be used: {error}") from error
-    tensors = _renamed(read_tensors(path))
+    tensors = {names[name]: tensor for name, tensor in read_tensors(path, names).items()}
     if kind == "autoencoder" and any(".down_blocks." in name for name in tensors):
         tensors = from_diffusers_keys(tensors)
     if kind != "text_encoder":
-        expected = _NETWORKS[kind](config, device="meta").state_dict()
-        check_keys({name: tuple(tensor.shape) for name, tensor in expected.items()},
-                   {name: tuple(tensor.shape) for name, tensor in tensors.items()}, str(path))
-    return config, tensors, header
+        check_keys(expected_shapes(kind, config), {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+                   str(path))
+    return config, tensors
+
+
+def expected_shapes(kind: str, config) -> dict[str, tuple]:
+    """Published name -> shape of all tensors of a transformer or an autoencoder."""
+    network = _NETWORKS[kind](config, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 _NETWORKS = {"transformer": JodiTransformer, "autoencoder": DCAE}
@@ -208,17 +220,17 @@ _NETWORKS = {"transformer": JodiTransformer, "autoencoder": DCAE}
 
 def read_transformer(path: Path) -> tuple[JodiConfig, dict[str, torch.Tensor]]:
     """Configuration and tensors (published names, as stored) of a transformer file, checked against each other."""
-    return _read(path, "transformer")[:2]
+    return read_part(path, "transformer")
 
 
 def read_autoencoder(path: Path) -> tuple[DCAEConfig, dict[str, torch.Tensor]]:
     """Configuration and tensors (original names, as stored) of an autoencoder file in either naming, checked."""
-    return _read(path, "autoencoder")[:2]
+    return read_part(path, "autoencoder")
 
 
 def read_text_encoder(path: Path) -> tuple[TextConfig, dict[str, torch.Tensor]]:
     """Configuration and tensors (with the tokenizer, `spiece_model`) of a text encoder file."""
-    return _read(path, "text_encoder")[:2]
+    return read_part(path, "text_encoder")
 
 
 def load_transformer(ref, *, device=None, dtype: torch.dtype | None = None, operations=torch.nn) -> JodiTransformer:
@@ -238,10 +250,10 @@ def load_text(ref, *, device=None, dtype: torch.dtype | None = None) -> GemmaTex
     """
     path = [locate(part) for part in ref][0].parent if isinstance(ref, tuple) else resolve(ref, "text_encoder")
     if path.is_dir():
-        tensors, metadata = _gemma_folder(path), {}
+        tensors, metadata = gemma_folder(path), {}
     else:
-        _, tensors, header = _read(path, "text_encoder")
-        metadata = header.metadata
+        config, tensors = read_text_encoder(path)
+        metadata = {"jodi": metadata_entry("text_encoder", config)}
     try:
         return text_from_state_dict(tensors, metadata, device=device, dtype=dtype)
     except ValueError as error:
@@ -249,14 +261,16 @@ def load_text(ref, *, device=None, dtype: torch.dtype | None = None) -> GemmaTex
 
 
 def _load(kind, ref, device, dtype, operations):
-    config, tensors, _ = _read(resolve(ref, kind), kind)
+    config, tensors = read_part(resolve(ref, kind), kind)
+    if dtype is None and any(tensor.dtype.itemsize == 1 for tensor in tensors.values()):
+        dtype = torch.bfloat16    # nothing here computes in the 8 bits that a file is stored in
     network = _NETWORKS[kind](config, device="meta", operations=operations)
     placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
     network.load_state_dict(placed, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
 
-def _gemma_folder(folder: Path) -> dict[str, torch.Tensor]:
+def gemma_folder(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors and the tokenizer of a Gemma-2 folder, as one file of the host has them."""
     parts = sorted(folder.glob("*.safetensors"))
     if not parts or not (folder / "tokenizer.model").is_file():
@@ -271,92 +285,3 @@ def write_model(target: Path, kind: str, config, tensors: dict[str, torch.Tensor
     """One safetensors file with everything that loading needs; `config` is the configuration object of that kind."""
     metadata = {"format": "pt", "jodi": metadata_entry(kind, config, source_sha256)}
     write_safetensors(Path(target), tensors, metadata, overwrite)
-
-
-def convert(source, target, *, dtype: torch.dtype | None = None, config: dict | None = None,
-            overwrite: bool = False) -> str:
-    """Rewrite any known file, or a Gemma-2 folder, as one safetensors file with its configuration; returns its kind.
-
-    dtype: of floating-point tensors, default as stored. config: configuration (names of ours or of the original) for
-    a file that has none and whose shapes do not tell enough.
-    """
-    path = locate(source)
-    if path.is_dir():
-        kind, tensors, sources = "text_encoder", _gemma_folder(path), sorted(path.glob("*.safetensors"))
-        settings = _configured(kind, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
-    else:
-        sources = [path]
-        kind = kind_of(_renamed(read_header(path).shapes))
-        if kind not in HOST_FOLDERS:
-            raise WeightsError(f"{path} is {kind or 'no model file that is known here'}: nothing to convert")
-        settings, tensors, _ = _read(path, kind, config)
-    if dtype is not None:
-        tensors = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                   for name, tensor in tensors.items()}
-    write_model(Path(target), kind, settings, tensors, source_sha256=sha256(*sources), overwrite=overwrite)
-    return kind
-
-
-def inspect(ref) -> dict:
-    """What a file is, from its header: file, bytes, kind, config (or why there is none), tensors, parameters, dtypes
-    (name -> number of tensors) and metadata."""
-    header = read_header(locate(ref))
-    shapes = _renamed(header.shapes)
-    kind = kind_of(shapes)
-    about = {"file": str(header.path), "bytes": header.path.stat().st_size, "kind": kind or "unknown",
-             "tensors": len(shapes), "parameters": sum(math.prod(shape) for shape in shapes.values()),
-             "dtypes": dict(Counter(header.dtypes.values())), "metadata": header.metadata}
-    if kind in HOST_FOLDERS:
-        try:
-            own = own_metadata(header)
-            about["config"] = _configured(kind, shapes, own and own["config"]).to_dict()
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            about["config"] = f"unusable: {error}"
-    return about
-
-
-def download(ref: str, *, folder: Path | None = None, comfyui: Path | None = None) -> Path:
-    """Fetch `hf://owner/name/file` into `folder`, or into that folder of a ComfyUI where it looks for such a file.
-
-    Raises WeightsError if the file is there already, cannot be fetched or written, or is of no kind used here.
-    """
-    if folder is not None:
-        return fetch_into(ref, Path(folder))
-    models = _models_folder(comfyui)
-    for name in HOST_FOLDERS.values():
-        refuse_existing(models / name / hub_file_name(ref))
-    arrived = fetch_into(ref, models / ARRIVALS)
-    kind = kind_of(_renamed(read_header(arrived).shapes))
-    if kind not in HOST_FOLDERS:
-        raise WeightsError(f"{ref} is {kind or 'no model file that is known here'}; it was left as {arrived}")
-    target = models / HOST_FOLDERS[kind] / arrived.name
-    target.parent.mkdir(exist_ok=True)
-    with atomic_target(target) as partial:
-        shutil.move(arrived, partial)  # a copy where the folder is a link to another disk
-    arrived.parent.rmdir()
-    return target
-
-
-def download_published(comfyui: Path) -> list[Path]:
-    """The three files of the published 1.6B model where a ComfyUI looks for them; those that are there are kept."""
-    models = _models_folder(comfyui)
-    paths = []
-    for kind in ("transformer", "autoencoder"):
-        path = models / HOST_FOLDERS[kind] / hub_file_name(PUBLISHED[kind])
-        paths.append(path if path.exists() else download(PUBLISHED[kind], comfyui=comfyui))
-    target, parts = models / "text_encoders" / "gemma-2-2b-it.safetensors", models / ARRIVALS / "gemma-2-2b-it"
-    if not target.exists():
-        for ref in PUBLISHED["text_encoder"]:
-            if not (parts / hub_file_name(ref)).exists():
-                fetch_into(ref, parts)
-        target.parent.mkdir(exist_ok=True)
-        convert(parts, target)
-        shutil.rmtree(parts.parent)
-    return [*paths, target]
-
-
-def _models_folder(comfyui: Path) -> Path:
-    models = Path(comfyui) / "models"
-    if not models.is_dir():
-        raise WeightsError(f"{comfyui} has no folder 'models': give the folder in which ComfyUI is installed")
-    return models

@@ -23,6 +23,7 @@ JODI_CORE = {
     "labels.py": ("pictures", "segmentation"),
     "models/*": ("domains", "models.*"),
     "weights.py": ("files", "text", "models.*"),
+    "convert.py": ("files", "weights"), "published.py": ("files", "weights", "convert"),
     "pipeline.py": ("*",), "cli.py": ("*",), "conformance*.py": ("*",), "__main__.py": ("cli",), "__init__.py": ("*",),
 }
 LIGHT = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "PIL", "numpy", "torch"}

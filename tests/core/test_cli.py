@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jodi_core import cli, weights
+from jodi_core import cli
+from jodi_core.convert import inspect
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "jodi"
@@ -110,7 +111,7 @@ def test_convert_then_inspect(tmp_path, capsys):
     assert cli.main(["inspect", str(target)]) == 0
     told = capsys.readouterr().out
     assert "kind: transformer" in told and "hidden_size: 64" in told and '"F16"' in told
-    assert json.dumps(weights.inspect(target)["config"]["domains"]) in told
+    assert json.dumps(inspect(target)["config"]["domains"]) in told
     assert "source_sha256" in told
 
 

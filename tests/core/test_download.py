@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jodi_core import weights
+from jodi_core import published, weights
 from jodi_core.files import WeightsError
 
 
@@ -47,7 +47,7 @@ def offline(tmp_path, monkeypatch):
 
 
 def test_offline_mode_serves_the_cache_and_says_what_is_missing(offline, tmp_path):
-    assert weights.download("hf://owner/name/model.safetensors", folder=tmp_path / "to").name == "name.safetensors"
+    assert published.download("hf://owner/name/model.safetensors", folder=tmp_path / "to").name == "name.safetensors"
     assert weights.locate("hf://owner/name/model.safetensors").parent.name == "abc"
     with pytest.raises(WeightsError, match="not in the cache.*local copy"):
         weights.locate("hf://owner/name/other.safetensors")
@@ -56,15 +56,15 @@ def test_offline_mode_serves_the_cache_and_says_what_is_missing(offline, tmp_pat
 def test_download_goes_where_the_host_looks(tmp_path, monkeypatch, tiny_files):
     host = tmp_path / "ComfyUI"
     with pytest.raises(WeightsError, match="no folder 'models'"):
-        weights.download("hf://owner/dc-ae/model.safetensors", comfyui=host)
+        published.download("hf://owner/dc-ae/model.safetensors", comfyui=host)
     (host / "models").mkdir(parents=True)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: str(tiny_files["autoencoder"]))
-    path = weights.download("hf://owner/dc-ae/model.safetensors", comfyui=host)
+    path = published.download("hf://owner/dc-ae/model.safetensors", comfyui=host)
     assert path == host / "models" / "vae" / "dc-ae.safetensors"
     assert path.read_bytes() == tiny_files["autoencoder"].read_bytes()
     assert [p for p in (host / "models").rglob("*") if p.is_file()] == [path], "nothing else may stay"
     with pytest.raises(WeightsError, match="exists"):
-        weights.download("hf://owner/dc-ae/model.safetensors", comfyui=host)
+        published.download("hf://owner/dc-ae/model.safetensors", comfyui=host)
 
 
 def gemma_folder(folder: Path, tiny_text: Path) -> Path:
@@ -93,7 +93,7 @@ def test_the_published_model_arrives_as_three_files(tmp_path, monkeypatch, tiny_
     models = tmp_path / "ComfyUI" / "models"
     models.mkdir(parents=True)
     for _ in range(2):
-        paths = weights.download_published(tmp_path / "ComfyUI")
+        paths = published.download_published(tmp_path / "ComfyUI")
         assert [str(path.relative_to(models)) for path in paths] == [
             "diffusion_models/Jodi.pth", "vae/dc-ae-f32c32-sana-1.0.safetensors",
             "text_encoders/gemma-2-2b-it.safetensors"]
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_no_partial_download(tmp_path, monkeypatch, failure):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fill)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: None)
     with pytest.raises(WeightsError, match="No space left.*nothing was left"):
-        weights.download("hf://owner/name/x.pth", folder=tmp_path / "models")
+        published.download("hf://owner/name/x.pth", folder=tmp_path / "models")
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -145,5 +145,5 @@ def test_an_interrupted_download_keeps_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", interrupt)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: None)
     with pytest.raises(KeyboardInterrupt):
-        weights.download("hf://owner/name/x.pth", folder=tmp_path)
+        published.download("hf://owner/name/x.pth", folder=tmp_path)
     assert (tmp_path / ".jodi-download" / "x.incomplete").exists()

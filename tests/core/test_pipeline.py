@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from jodi_core.convert import convert
 from jodi_core.domains import JointRoles, Role, nearest_bin
 from jodi_core.files import WeightsError
 from jodi_core.pipeline import JodiPipeline, TextFeatures
-from jodi_core.weights import convert, load_autoencoder, load_text, load_transformer
+from jodi_core.weights import load_autoencoder, load_text, load_transformer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "jodi"
 RECORDED = json.loads((GOLDEN / "model_a.pipeline.json").read_text())

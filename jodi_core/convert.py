@@ -1,0 +1,88 @@
+"""Weight files rewritten: any known file as one safetensors file with its configuration, in another number type."""
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from .files import WeightsError, locate, read_header, sha256, write_safetensors
+from .weights import gemma_folder, kind_of, kinds_in, metadata_entry, part_of, read_part, settings_of
+
+# 8 bits are for the matrices of the blocks, which are nearly the whole of a model. What is small and sensitive stays
+# in 16: embedders, tables, norms, biases, depth-wise kernels, the last layers, the stored caption.
+_BLOCK_MATRIX = re.compile(r"(^|\.)(blocks|layers)\.\d+\..*\.weight$")
+# Relative error (root mean square) beyond which a matrix stays in 16 bits. Three bits of mantissa cost 0.03; more comes
+# from values below the smallest normal number, 1/64, as there is no scale beside the numbers.
+_LARGEST_ERROR = 0.06
+
+
+def stored_dtypes(kind: str, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Name -> number type of every floating-point tensor of a file of this kind that is converted to `dtype`.
+
+    WeightsError for an autoencoder in 8 bits: it is small, and its pictures would show it.
+    """
+    if dtype.itemsize == 1 and kind == "autoencoder":
+        raise WeightsError("an autoencoder loses too much in 8 bits: choose bfloat16")
+    return {name: torch.bfloat16 if dtype.itemsize == 1 and not _suits_8_bits(name, tensor, dtype) else dtype
+            for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def _suits_8_bits(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    if not (_BLOCK_MATRIX.search(name) and tensor.ndim > 1 and tensor.shape[1] > 1):
+        return False
+    exact = tensor.float()
+    return bool((tensor.to(dtype).float() - exact).norm() <= _LARGEST_ERROR * exact.norm())
+
+
+def convert(source, target, *, dtype: torch.dtype | None = None, config: dict | None = None, part: str | None = None,
+            overwrite: bool = False) -> str:
+    """Rewrite any known file, or a Gemma-2 folder, as one safetensors file with its configuration; returns its kind.
+
+    dtype: of floating-point tensors, default as stored; of an 8-bit one, see `stored_dtypes`. config: configuration
+    (names of ours or of the original) for a file that has none and whose shapes do not tell enough. part: which one of
+    a file that holds several.
+    """
+    path = locate(source)
+    if path.is_dir():
+        kind, tensors, sources = "text_encoder", gemma_folder(path), sorted(path.glob("*.safetensors"))
+        settings = settings_of(kind, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
+    else:
+        kind, sources = part or _only_kind(path), [path]
+        settings, tensors = read_part(path, kind, config)
+    dtypes = stored_dtypes(kind, tensors, dtype) if dtype is not None else {}
+    metadata = {"format": "pt", "jodi": metadata_entry(kind, settings, sha256(*sources))}
+    write_safetensors(Path(target), tensors, metadata, overwrite, dtypes)
+    return kind
+
+
+def _only_kind(path: Path) -> str:
+    names = read_header(path).shapes
+    kinds = kinds_in(names)
+    if not kinds:
+        raise WeightsError(f"{path} is {kind_of(names) or 'no model file that is known here'}: nothing to convert")
+    if len(kinds) > 1:
+        raise WeightsError(f"{path} holds {', '.join(kinds)}: choose one with --part")
+    return kinds[0]
+
+
+def inspect(ref) -> dict:
+    """What a file is, from its header: file, bytes, kind (several joined by " + "), config (or why there is none; one
+    per kind if there are several), tensors, parameters, dtypes (name -> number of tensors) and metadata."""
+    header = read_header(locate(ref))
+    kinds = kinds_in(header.shapes)
+    about = {"file": str(header.path), "bytes": header.path.stat().st_size,
+             "kind": " + ".join(kinds) or kind_of(header.shapes) or "unknown", "tensors": len(header.shapes),
+             "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
+             "dtypes": dict(Counter(header.dtypes.values())), "metadata": header.metadata}
+    configs = {kind: _config(header.path, kind) for kind in kinds}
+    return about | ({"config": configs if len(kinds) > 1 else configs[kinds[0]]} if kinds else {})
+
+
+def _config(path: Path, kind: str) -> dict | str:
+    try:
+        header, names, stored = part_of(path, kind)
+        return settings_of(kind, {plain: header.shapes[name] for name, plain in names.items()}, stored).to_dict()
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        return f"unusable: {error}"
