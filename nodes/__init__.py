@@ -6,6 +6,7 @@ from .custom_sampling import JodiNoise, JodiSampler, JodiSigmas
 from .decode import JodiDomainDecode, JodiLabelDecode
 from .labels import JodiLabelConvert
 from .loader import JodiLoader
+from .mesh import JodiDepthMesh
 from .pose import JodiPoseKeypoints
 from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
@@ -24,6 +25,7 @@ NODES = [
     JodiDomainDecode,
     JodiLabelConvert,
     JodiPoseKeypoints,
+    JodiDepthMesh,
 ]
 
 

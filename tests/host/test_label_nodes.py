@@ -1,6 +1,8 @@
 """The label nodes on the real host: what they make goes through its own nodes and files."""
 
 import io
+import json
+import struct
 
 import av
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from jodi_core.labels import class_numbers
 from jodi_core.segmentation import SEGMENTATION_NAMES
+from scripts.comfy import ComfyError
 from training.world import render, sample_scene
 
 
@@ -73,3 +76,75 @@ def test_sixteen_bit_depth_by_the_stock_nodes(comfy):
     levels, loaded = levels_16bit(png), levels_16bit(again["save"][0])
     assert len(np.unique(levels)) > 1000 and levels.min() == 0 and levels.max() == 65535
     assert np.abs(levels.astype(int) - loaded).max() <= 8    # of 65535; one step of 8 bits is 257
+
+
+def scene_mesh(server, world, **inputs) -> dict:
+    """Picture and labels of a scene, and the mesh of them."""
+    prompt = {"mesh": node("JodiDepthMesh", **{
+        "image": link("image"), "depth": link("depth"), "field_of_view": 60.0, "near": 1.0, "far": 8.0, "tear": 0.2,
+        "resolution": 96} | inputs)}
+    for name in ("image", "depth", "normal"):
+        add_picture(server, prompt, name, Image.fromarray(world[name]))
+    return prompt
+
+
+def gltf(file: bytes) -> tuple[dict, dict]:
+    """(document, its accessor of positions) of a GLB file whose length is right."""
+    magic, version, length, text, kind = struct.unpack("<4sIII4s", file[:20])
+    assert (magic, version, length, kind) == (b"glTF", 2, len(file), b"JSON")
+    document = json.loads(file[20:20 + text])
+    return document, document["accessors"][document["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]
+
+
+def test_mesh_is_saved_and_previewed_by_stock_nodes(comfy, world):
+    prompt = scene_mesh(comfy, world, normal=link("normal"), normal_painted_by="OpenGL")
+    outputs = comfy.run(prompt | {
+        "save": node("SaveGLB", mesh=link("mesh"), filename_prefix="3d/scene"),
+        "save_file": node("SaveGLB", mesh=link("mesh", 1), filename_prefix="3d/file"),
+        "preview": node("Preview3D", model_file=link("mesh", 1)),
+        "cloud": node("SavePointCloud", model_3d=link("mesh", 2), filename_prefix="3d/cloud", viewport_state="",
+                      width=512, height=512)})
+    folder = comfy.base / "output"
+    saved, own = (gltf((folder / "3d" / outputs[name]["3d"][0]["filename"]).read_bytes())
+                  for name in ("save", "save_file"))
+    assert (folder / outputs["preview"]["result"][0]).read_bytes()[:4] == b"glTF"
+    assert saved[1]["count"] == own[1]["count"] > 0.9 * 64 * 96
+    faces = saved[0]["accessors"][saved[0]["meshes"][0]["primitives"][0]["indices"]]["count"] / 3
+    assert 1.5 * 64 * 96 < faces < 2 * 63 * 95    # torn at the outlines, whole elsewhere
+    assert -8 - 1e-4 <= saved[1]["min"][2] < -4 and -1.2 < saved[1]["max"][2] <= -1    # the sky, the ground before us
+    assert saved[1]["min"] == pytest.approx(own[1]["min"]) and saved[1]["max"] == pytest.approx(own[1]["max"])
+    assert saved[0]["images"] and "NORMAL" in own[0]["meshes"][0]["primitives"][0]["attributes"]
+    cloud = (folder / outputs["cloud"]["result"][0]).read_bytes()
+    assert f"element vertex {own[1]['count']}\n".encode() in cloud[:200]
+
+
+def test_mesh_of_a_batch_leaves_out_the_sky(comfy, world):
+    prompt = scene_mesh(comfy, world, image=link("images"), depth=link("depths"), mask=link("ground"))
+    prompt |= {"images": node("ImageBatch", image1=link("image"), image2=link("image")),
+               "turned": node("ImageInvert", image=link("depth")),
+               "depths": node("ImageBatch", image1=link("depth"), image2=link("turned")),
+               "sky": node("JodiLabelConvert", label=link("classes"), kind="segmentation",
+                           **{"kind.class_name": "sky"}),
+               "ground": node("InvertMask", mask=link("sky", 1)),
+               "save": node("SaveGLB", mesh=link("mesh"), filename_prefix="3d/batch")}
+    add_picture(comfy, prompt, "classes", Image.fromarray(world["segmentation"]))
+    files = [file["filename"] for file in comfy.run(prompt)["save"]["3d"]]
+    first, second = (gltf((comfy.base / "output" / "3d" / file).read_bytes())[1] for file in files)
+    assert first["count"] < 0.7 * 64 * 96 and first["min"][2] > -8 and second["max"][2] < -1
+
+
+def test_pose_is_redrawn_by_the_stock_node(comfy, world):
+    prompt = {"keypoints": node("JodiPoseKeypoints", openpose=link("pose")),
+              "redrawn": node("SDPoseDrawKeypoints", keypoints=link("keypoints"), draw_body=True, draw_hands=True,
+                              draw_face=True, draw_feet=False, stick_width=1, face_point_size=3, score_threshold=0.3,
+                              draw_head=True),
+              "save": node("SaveImage", images=link("redrawn"), filename_prefix="pose")}
+    add_picture(comfy, prompt, "pose", Image.fromarray(world["openpose"]))
+    drawn, redrawn = world["openpose"].max(-1) > 100, run(comfy, prompt)["save"][0].max(-1) > 0.4
+    assert (drawn & redrawn).sum() > 0.8 * drawn.sum()
+
+
+def test_bad_distances_are_explained(comfy, world):
+    with pytest.raises(ComfyError, match="nearest distance must be above 0 and below the farthest"):
+        comfy.run(scene_mesh(comfy, world, near=5.0, far=2.0)
+                  | {"save": node("SaveGLB", mesh=link("mesh"), filename_prefix="3d/no")})
