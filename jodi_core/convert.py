@@ -1,18 +1,14 @@
 """Weight files rewritten: any known file as one safetensors file with its configuration, in another number type."""
 
 import math
-import re
 from collections import Counter
 from pathlib import Path
 
 import torch
 
 from .files import WeightsError, locate, read_header, sha256, write_safetensors
-from .weights import gemma_folder, kind_of, kinds_in, metadata_entry, part_of, read_part, settings_of
+from .weights import gemma_folder, in_8_bits, kind_of, kinds_in, metadata_entry, part_of, read_part, settings_of
 
-# 8 bits are for the matrices of the blocks, which are nearly the whole of a model. What is small and sensitive stays
-# in 16: embedders, tables, norms, biases, depth-wise kernels, the last layers, the stored caption.
-_BLOCK_MATRIX = re.compile(r"(^|\.)(blocks|layers)\.\d+\..*\.weight$")
 # Relative error (root mean square) beyond which a matrix stays in 16 bits. Three bits of mantissa cost 0.03; more comes
 # from values below the smallest normal number, 1/64, as there is no scale beside the numbers.
 _LARGEST_ERROR = 0.06
@@ -30,7 +26,7 @@ def stored_dtypes(kind: str, tensors: dict[str, torch.Tensor], dtype: torch.dtyp
 
 
 def _suits_8_bits(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    if not (_BLOCK_MATRIX.search(name) and tensor.ndim > 1 and tensor.shape[1] > 1):
+    if not in_8_bits(name, tensor.shape):
         return False
     exact = tensor.float()
     return bool((tensor.to(dtype).float() - exact).norm() <= _LARGEST_ERROR * exact.norm())

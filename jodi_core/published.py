@@ -35,13 +35,12 @@ def web_address(ref: str) -> str:
 
 
 def how_to_get(kind: str) -> str:
-    """One sentence: which published file serves as this kind, where it is and where it belongs."""
+    """One sentence, without its full stop: where the published file of this kind is, and where it belongs."""
     folder = f"models/{HOST_FOLDERS[kind]}"
     if kind == "text_encoder":
-        return (f"`python -m jodi_core download published --comfyui DIR`, run in the pack's folder, makes "
-                f"{folder}/{TEXT_ENCODER_FILE} of the published Gemma-2-2b-it")
-    return (f"The published one is {web_address(PUBLISHED[kind])}: save it as "
-            f"{folder}/{hub_file_name(PUBLISHED[kind])}")
+        return (f"Run `python -m jodi_core download published --comfyui DIR` in the pack's folder: it makes "
+                f"{folder}/{TEXT_ENCODER_FILE}")
+    return f"Save {web_address(PUBLISHED[kind])} as {folder}/{hub_file_name(PUBLISHED[kind])}"
 
 
 def download(ref: str, *, folder: Path | None = None, comfyui: Path | None = None) -> Path:

@@ -99,6 +99,16 @@ def kind_of(names) -> str | None:
     return None
 
 
+# 8 bits are for the matrices of the blocks, which are nearly the whole of a model. What is small and sensitive stays
+# in 16: embedders, tables, norms, biases, depth-wise kernels, the last layers, the stored caption.
+_BLOCK_MATRIX = re.compile(r"(^|\.)(blocks|layers)\.\d+\..*\.weight$")
+
+
+def in_8_bits(name: str, shape) -> bool:
+    """Whether a tensor of a transformer or text encoder (published name) is one of those that 8-bit storage is for."""
+    return bool(_BLOCK_MATRIX.search(name)) and len(shape) > 1 and shape[1] > 1
+
+
 def check_keys(expected: dict[str, tuple], found: dict[str, tuple], what: str) -> None:
     """WeightsError listing the first few missing, unexpected and mis-shaped tensors; both map names to shapes."""
     missing = [name for name in expected if name not in found]

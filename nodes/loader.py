@@ -4,6 +4,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..jodi_core.published import how_to_get
 from ..jodi_core.weights import HOST_FOLDERS, tiny_bundle
 from .host.model import load_model
 from .host.text import load_clip
@@ -11,6 +12,8 @@ from .host.vae import load_vae
 
 TINY = "tiny (bundled)"
 NO_TEXT = "none"
+SAME_FILE = "in the model file"
+CHECKPOINT = "checkpoints: "    # before names of that folder, where CheckpointSave puts a model with all its parts
 WEIGHT_DTYPES = {
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
@@ -19,13 +22,33 @@ WEIGHT_DTYPES = {
 }
 
 
-def offered(kind: str, *first: str) -> list[str]:
-    return [*first, *folder_paths.get_filename_list(HOST_FOLDERS[kind])]
+def offered(kind: str) -> list[str]:
+    """The choices for one kind of part; those of later versions go last."""
+    files = folder_paths.get_filename_list(HOST_FOLDERS[kind])
+    if kind == "transformer":
+        return [TINY, *files, *(CHECKPOINT + name for name in folder_paths.get_filename_list("checkpoints"))]
+    return [TINY, *([NO_TEXT] if kind == "text_encoder" else []), *files, SAME_FILE]
 
 
 def path_of(kind: str, name: str) -> str:
-    """The file of a combo entry; the host refuses names that lead out of its model folders."""
-    return str(tiny_bundle()[kind]) if name == TINY else folder_paths.get_full_path_or_raise(HOST_FOLDERS[kind], name)
+    """The file of a choice; FileNotFoundError with what to do for what is none, so that no name leads elsewhere."""
+    if name not in offered(kind):
+        raise FileNotFoundError(missing(kind, name))
+    if name == TINY:
+        return str(tiny_bundle()[kind])
+    if name.startswith(CHECKPOINT):
+        return folder_paths.get_full_path_or_raise("checkpoints", name.removeprefix(CHECKPOINT))
+    return folder_paths.get_full_path_or_raise(HOST_FOLDERS[kind], name)
+
+
+def missing(kind: str, name: str) -> str:
+    """What to do about a choice that is not there."""
+    stem, _, suffix = f"{name}"[:200].rpartition(".")
+    other = f"{stem}.pth" if suffix == "safetensors" else f"{stem}.safetensors"
+    told = f"{name!r:.100} is not in models/{HOST_FOLDERS[kind]}. "
+    if other in offered(kind):
+        return told + f"Choose {other}, which is there (`python -m jodi_core convert` makes .safetensors of .pth)"
+    return told + f"{how_to_get(kind)}, then reload the page; or choose tiny for all parts"
 
 
 def check_belong_together(config, clip, vae) -> None:
@@ -53,15 +76,17 @@ class JodiLoader(io.ComfyNode):
             search_aliases=["joint model", "depth estimation", "normal estimation", "controlnet", "intrinsic images",
                             "albedo", "segmentation", "preprocessor", "sana", "dc-ae"],
             inputs=[
-                io.Combo.Input("model_name", options=offered("transformer", TINY),
+                io.Combo.Input("model_name", options=offered("transformer"),
                                tooltip="The transformer, from models/diffusion_models. The tiny one is built in: "
-                                       "128-pixel toy pictures in seconds, even on a CPU."),
-                io.Combo.Input("text_encoder_name", options=offered("text_encoder", TINY, NO_TEXT),
+                                       "128-pixel toy pictures in seconds, even on a CPU. Names after "
+                                       "'checkpoints:' are files with all parts, as CheckpointSave writes them."),
+                io.Combo.Input("text_encoder_name", options=offered("text_encoder"),
                                tooltip="Gemma-2-2b (instruction tuned) with its tokenizer inside, from "
                                        "models/text_encoders. 'none' saves its memory: reading labels from a picture "
-                                       "(perception) needs no text."),
-                io.Combo.Input("vae_name", options=offered("autoencoder", TINY),
-                               tooltip="The DC-AE f32c32 autoencoder, from models/vae."),
+                                       "(perception) needs no text. 'in the model file' is for files with all "
+                                       "parts."),
+                io.Combo.Input("vae_name", options=offered("autoencoder"),
+                               tooltip="The DC-AE f32c32 autoencoder, from models/vae or in the model file."),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), advanced=True,
                                tooltip="How the transformer's matrices are kept in memory. 'default' decides by the "
                                        "file and the device; fp8 halves the memory and costs some quality."),
@@ -74,11 +99,23 @@ class JodiLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model_name, text_encoder_name, vae_name):
+        """In place of the host's check, which only says that a value is not in a list. None: by a link."""
+        chosen = {"transformer": model_name, "text_encoder": text_encoder_name, "autoencoder": vae_name}
+        if model_name == TINY and SAME_FILE in (text_encoder_name, vae_name):
+            return f"the tiny model is not one file: choose {TINY!r} for the text encoder and the autoencoder too"
+        return next((missing(kind, name) for kind, name in chosen.items()
+                     if name is not None and name not in offered(kind)), True)
+
+    @classmethod
     def execute(cls, model_name, text_encoder_name, vae_name, weight_dtype) -> io.NodeOutput:
-        model = load_model(path_of("transformer", model_name), WEIGHT_DTYPES[weight_dtype])
+        model_path = path_of("transformer", model_name)
+        text_path, vae_path = (model_path if name == SAME_FILE else name != NO_TEXT and path_of(kind, name)
+                               for kind, name in (("text_encoder", text_encoder_name), ("autoencoder", vae_name)))
+        model = load_model(model_path, WEIGHT_DTYPES[weight_dtype])
         config = model.model.diffusion_model.config
-        clip = None if text_encoder_name == NO_TEXT else load_clip(path_of("text_encoder", text_encoder_name))
-        vae = load_vae(path_of("autoencoder", vae_name), config)
+        clip = load_clip(text_path) if text_path else None
+        vae = load_vae(vae_path, config)
         check_belong_together(config, clip, vae)
         model.model.latent_format.preview_with(vae)
         return io.NodeOutput(model, clip, vae)

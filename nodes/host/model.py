@@ -24,15 +24,6 @@ class JodiNetwork(JodiTransformer):
     def __init__(self, config: JodiConfig, *, device=None, dtype=None, operations=None):
         super().__init__(config, device=device, dtype=dtype, operations=operations)
         self.dtype = dtype
-        if dtype.itemsize == 1:
-            self.keep_tables_in_16bit()
-
-    def keep_tables_in_16bit(self) -> None:
-        """8-bit storage is for matrices; look-up tables and the tiny gain of the caption norm do not survive it."""
-        for module in self.modules():
-            if isinstance(module, (torch.nn.Embedding, torch.nn.RMSNorm)):
-                module.to(torch.bfloat16)
-        self.y_embedder.y_embedding = self.y_embedder.y_embedding.to(torch.bfloat16)
 
     def forward(self, x, timesteps, context=None, transformer_options={}, roles=None, clean=None, spans=(), **kwargs):
         """Velocity (B, C, D, h, w) of x (B, C, D, h, w) at timesteps (B,) in 0..1000; zeros in condition slots.
@@ -172,6 +163,16 @@ def perceives(roles, spans: tuple) -> bool:
     return roles.image_given and all(domain != 0 for domain, *_ in spans)
 
 
+def keep_in_16bit(network: torch.nn.Module, state_dict: dict) -> None:
+    """Take out of 8-bit storage what the file holds in more bits, or if that is all of it, what `in_8_bits` excepts."""
+    mixed = any(tensor.dtype.itemsize == 1 for tensor in state_dict.values())
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
+        stored = state_dict[published_name(name)]
+        if stored.dtype.itemsize > 1 if mixed else not weights.in_8_bits(published_name(name), stored.shape):
+            tensor.data = tensor.data.to(torch.bfloat16)
+    comfy.model_management.archive_model_dtypes(network)
+
+
 def load_model(path: str, model_options: dict = {}, disable_dynamic: bool = False):
     """MODEL from a transformer file. model_options as for the host's loaders: dtype, fp8_optimizations.
 
@@ -189,6 +190,8 @@ def load_model(path: str, model_options: dict = {}, disable_dynamic: bool = Fals
     host_config.optimizations["fp8"] = model_options.get("fp8_optimizations", False)
 
     model = host_config.get_model(state_dict)
+    if dtype.itemsize == 1:
+        keep_in_16bit(model.diffusion_model, state_dict)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, load_device=device, offload_device=offload_device)
     if not management.is_device_cpu(offload_device):

@@ -54,7 +54,9 @@ class JodiTokenizer:
         return {NAME: [[(token, 1.0) for token in tokens] for tokens in (full, plain)], "places": places}
 
     def state_dict(self) -> dict:
-        return {"spiece_model": self.pieces.serialize_model()}
+        """What the host saves beside the weights, under their prefix so that CLIPSave puts all into one file."""
+        beside = {"spiece_model": self.pieces.serialize_model()} | weights.metadata_tensor("text_encoder", self.config)
+        return {f"{NAME}.{name}": tensor for name, tensor in beside.items()}
 
 
 class JodiGemma(sd1_clip.SDClipModel):
@@ -80,6 +82,16 @@ class JodiTextModel(sd1_clip.SD1ClipModel):
         return getattr(self, self.clip).encode([tokens])[0].to(comfy.model_management.intermediate_device())
 
 
+def keep_in_16bit(model: JodiTextModel, tensors: dict) -> None:
+    """Take out of 8-bit storage what the file holds in more bits."""
+    network = getattr(model, model.clip).transformer
+    for name, tensor in tensors.items():
+        if tensor.dtype.itemsize > 1:
+            parameter = network.get_parameter(name)
+            parameter.data = tensor.to(parameter.device)
+    comfy.model_management.archive_model_dtypes(model)
+
+
 def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """CLIP from a Gemma-2 file with its tokenizer inside. Raises WeightsError if the file is another or damaged."""
     config, tensors = weights.read_text_encoder(Path(path))
@@ -97,6 +109,8 @@ def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
         tokenizer_data={"config": config, "spiece_model": spiece_model}, state_dict=[tensors],
         # As stored: the host's default of float16 would cost bf16 weights their range.
         model_options={f"{NAME}_model_config": config.sizes, "dtype": comfy.utils.weight_dtype(tensors)})
+    if comfy.utils.weight_dtype(tensors).itemsize == 1:
+        keep_in_16bit(clip.cond_stage_model, tensors)
     clip.patcher.cached_patcher_init = (reload_patcher, (path,))
     return clip
 

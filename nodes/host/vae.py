@@ -56,6 +56,10 @@ class JodiVAE(comfy.sd.VAE):
             network, load_device=self.device, offload_device=management.vae_offload_device())
         network.load_state_dict(state_dict, assign=self.patcher.is_dynamic())
 
+    def get_sd(self) -> dict:
+        """What the host saves: the weights, and the configuration beside them."""
+        return super().get_sd() | weights.metadata_tensor("autoencoder", self.first_stage_model.config)
+
     @staticmethod
     def memory(pixels: int, dtype: torch.dtype) -> int:
         return pixels * MEMORY_PER_PIXEL * comfy.model_management.dtype_size(dtype)

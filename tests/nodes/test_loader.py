@@ -1,5 +1,6 @@
 """Jodi Loader: the host's model folders, the bundled model, and files that do not belong together."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,9 +15,9 @@ from jodi_pack.nodes.loader import NO_TEXT, TINY, JodiLoader, check_belong_toget
 @pytest.fixture
 def model_folders(tiny_files, monkeypatch):
     """The random tiny model in the folders where the host looks."""
-    for kind, folder in loader.HOST_FOLDERS.items():
+    for folder in (*loader.HOST_FOLDERS.values(), "checkpoints"):
         monkeypatch.setitem(folder_paths.folder_names_and_paths, folder,
-                            ([str(tiny_files[kind].parent)], {".safetensors"}))
+                            ([str(tiny_files["transformer"].parent)], {".safetensors"}))
     folder_paths.filename_list_cache.clear()
     yield
     folder_paths.filename_list_cache.clear()
@@ -63,6 +64,31 @@ def test_incomplete_text_encoder(tiny_files, tmp_path, left_out, message):
                   tmp_path / "text.safetensors", file.metadata())
     with pytest.raises(WeightsError, match=message):
         load_clip(str(tmp_path / "text.safetensors"))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_name": "Jodi.pth"}, "'Jodi.pth' is not in models/diffusion_models.*"
+                                 "https://huggingface.co/VIPL-GENUN/Jodi/resolve/main/Jodi.pth.*tiny"),
+    ({"text_encoder_name": "gemma.safetensors"}, "models/text_encoders.*download published"),
+    ({"vae_name": "../../x"}, "not in models/vae.*dc-ae-f32c32-sana-1.0.safetensors"),
+    ({"vae_name": {"a": ["b"]}}, "not in models/vae"),
+    ({"model_name": 7 * "long" * 999}, "not in models/diffusion_models"),
+    ({"vae_name": loader.SAME_FILE}, "the tiny model is not one file"),
+])
+def test_what_is_not_there_is_named_with_where_to_get_it(model_folders, change, message):
+    chosen = {"model_name": TINY, "text_encoder_name": NO_TEXT, "vae_name": TINY}
+    assert JodiLoader.validate_inputs(**chosen) is True
+    assert JodiLoader.validate_inputs(**chosen | {"model_name": None}) is True, "a link is not known yet"
+    told = JodiLoader.validate_inputs(**chosen | change)
+    assert re.search(message, told) and len(told) < 300
+
+
+def test_a_name_of_another_suffix_is_pointed_out(model_folders, tmp_path, monkeypatch):
+    (tmp_path / "Jodi.pth").touch()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".pth"}))
+    folder_paths.filename_list_cache.clear()
+    told = JodiLoader.validate_inputs("Jodi.safetensors", NO_TEXT, TINY)
+    assert re.search("Choose Jodi.pth, which is there.*convert", told)
 
 
 def test_names_cannot_leave_the_folders(model_folders, tmp_path):
