@@ -5,15 +5,12 @@ export also run as several processes: python -m torch.distributed.run --nproc-pe
 """
 
 import argparse
-import os
-from datetime import timedelta
 from pathlib import Path
-
-import torch.distributed as dist
 
 from .bundle import make_bundle
 from .config import load_config
-from .loop import export, prepare_data, train
+from .parallel import Processes
+from .run import export, prepare, train
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -29,18 +26,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     config = load_config(options.config, options.overrides)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1:    # others wait while one makes the autoencoder
-        dist.init_process_group("gloo", timeout=timedelta(hours=4))
+    if options.command == "export":
+        return export(config, options.output or Path(config.output) / "transformer.safetensors")
+    processes = Processes.start(config.speed.device)
     try:
-        if options.command == "export":
-            export(config, options.output or Path(config.output) / "transformer.safetensors")
-        elif options.command == "cache":
-            prepare_data(config, rank, world)
+        if options.command == "cache":
+            prepare(config, processes)
         elif options.command == "train":
-            train(config, rank, world)
+            train(config, processes)
         else:
-            make_bundle(config, options.output or Path(config.output) / "bundle", rank, world)
+            make_bundle(config, options.output or Path(config.output) / "bundle", processes)
     finally:
-        if world > 1:
-            dist.destroy_process_group()
+        processes.close()

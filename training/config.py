@@ -1,22 +1,51 @@
-"""One TOML file describes a run. Unknown keys are refused before anything is loaded."""
+"""One TOML file describes a run. What is unknown or contradictory is refused before anything is loaded."""
 
 import difflib
 import tomllib
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 
 from jodi_core.models.jodi_config import JodiConfig
 
+TASKS = ("joint", "control", "perceive")
+
+
+def one_of(section: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, 1)
+        raise ValueError(f"{section} = {value!r}: use one of {', '.join(choices)}"
+                         + (f"; did you mean {close[0]}?" if close else ""))
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Toy scenes, encoded once. `bins` maps "HxW" to the share of batches of that size."""
+class StartConfig:
+    """Where the weights come from.
 
+    kind: "jodi" a joint model, or "nothing": initial values of [model]. weights, autoencoder, text_encoder: a file,
+    "tiny" or "published".
+    """
+
+    kind: str = "jodi"
+    weights: str = "published"
+    autoencoder: str = "published"
+    text_encoder: str = "published"
+    gate: float = 0.0            # nothing: added to the two gate rows of each block's table
+    own_place: bool = False      # nothing: attention starts at the same place of the other domains
+
+    def __post_init__(self):
+        one_of("start.kind", self.kind, ("jodi", "nothing"))
+        if self.kind != "nothing" and (self.gate or self.own_place):
+            raise ValueError(f'start.gate and start.own_place shape a start from nothing, but start.kind is '
+                             f'"{self.kind}"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    """Drawn scenes in place of data.sets, encoded once. `bins` maps "HxW" to the share of scenes of that size."""
+
+    scenes: int = 0              # per unit of share; 0: no toy scenes
     cache: str = "runs/tiny/cache"
-    autoencoder: str = "runs/tiny/autoencoder.safetensors"
-    text_encoder: str = "runs/tiny/text_encoder.safetensors"
     bins: dict[str, float] = field(default_factory=lambda: {"128x128": 1.0})
-    scenes: int = 16384          # per unit of share
     first_seed: int = 1_000_000  # the autoencoder trains on seeds from 0; the benchmark's start at 10 000 000
     captions_per_scene: int = 2
 
@@ -25,60 +54,139 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitConfig:
-    """Starts that differ from the original's: with its own a small model needs far longer to use a condition."""
+class LossConfig:
+    """Noise levels and weights. The values of the original are the defaults, except exact_time."""
 
-    gate: float = 1.0            # added to the two gate rows of each block's table
-    own_place: bool = False      # attention starts at the same place of the other domains (training/start.py)
+    times: str = "logit_normal"  # or "uniform", "mode"
+    mean: float = 0.0
+    std: float = 1.0
+    mode_scale: float = 1.29
+    exact_time: bool = False     # True: the model is told 1000 sigma and not its integer part
+    share: float = 1.0           # loss of a sample ~ (generated domains / all) ** share
+    domains: str = "equal"       # or "inverse_std": quiet domains count as much as loud ones
+
+    def __post_init__(self):
+        one_of("loss.times", self.times, ("logit_normal", "uniform", "mode"))
+        one_of("loss.domains", self.domains, ("equal", "inverse_std"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    muon_lr: float = 2e-3        # block matrices
-    adamw_lr: float = 2e-3       # everything else
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: int = 40             # steps, linear
-    decay: float = 0.35          # last share of the run, linear to zero
-    clip: float = 1.0
-    ema: float = 0.999           # reached gradually: min(ema, step / (step + 20))
+    name: str = "adamw"          # or "muon": block matrices by Muon, the rest by AdamW
+    lr: float = 1e-4
+    scale_lr: bool = False       # times sqrt(batch / 256), as the original
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    muon_lr: float = 2e-2        # muon: rate of the block matrices; lr is AdamW's for the rest
+    clip: float = 1.0            # gradient norm; 0: none
+    schedule: str = "constant"   # or "linear", "cosine", "wsd" (warm-up, stable, decay)
+    warmup: int = 500            # steps, linear
+    decay: float = 0.2           # wsd: last share of the run
+    floor: float = 0.0           # of the rate, at the end of linear, cosine and wsd
+
+    def __post_init__(self):
+        one_of("optim.name", self.name, ("adamw", "muon"))
+        one_of("optim.schedule", self.schedule, ("constant", "linear", "cosine", "wsd"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    device: str = "auto"         # "cuda", "cpu"
+    precision: str = "bf16"      # autocast over float32 weights; or "float32"
+    workers: int = 0             # processes that read samples; 0: the training process itself
+    shard: bool = False          # FSDP2 in place of copies of the model
+
+    def __post_init__(self):
+        one_of("speed.precision", self.precision, ("float32", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveConfig:
+    every: int = 500             # steps
+    minutes: float = 0.0         # and after so many minutes; 0: only by steps
+    keep: int = 3                # newest
+    keep_every: int = 0          # and those of every so many steps; 0: none
+    resume: bool = True          # from the newest valid checkpoint of the output folder
+    hours: float = 0.0           # end with a checkpoint after so long; 0: no limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    every: int = 20              # steps per log line
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    output: str = "runs/tiny"
+    output: str = "runs/new"
     seed: int = 0
     steps: int = 10_000
-    tasks: tuple[str, ...] = ("joint", "control", "perceive")
-    batch: int = 4               # scenes per task and step; a step has one role pattern per task
-    time_mean: float = 0.0       # of the logit-normal times, before the shift
-    time_std: float = 1.0
-    average_every: int = 16      # steps between two weight averages of the processes
-    log_every: int = 50
-    probe_every: int = 500
-    save_every: int = 500
-    keep: int = 2
+    tasks: tuple[str, ...] = TASKS
+    in_turn: bool = False        # tasks one after the other by micro-batch, each with one role pattern; else by sample
+    batch: int = 32              # samples per step, of all processes together
+    micro_batch: int = 4         # samples per forward pass of a process
+    ema: float = 0.0             # decay of the averaged weights, reached gradually; 0: none
+    start: StartConfig = StartConfig()
     model: JodiConfig = JodiConfig()
-    data: DataConfig = DataConfig()
-    init: InitConfig = InitConfig()
+    toy: ToyConfig = ToyConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
+    speed: SpeedConfig = SpeedConfig()
+    save: SaveConfig = SaveConfig()
+    watch: WatchConfig = WatchConfig()
+
+    def __post_init__(self):
+        for task in self.tasks:
+            one_of("tasks", task, TASKS)
+        if self.speed.shard and self.optim.name == "muon":
+            raise ValueError(f"optim.name = \"{self.optim.name}\" needs whole matrices, but speed.shard splits them: "
+                             "use adamw, or speed.shard = false")
+
+        if self.speed.shard and not self.in_turn:
+            raise ValueError("speed.shard needs in_turn = true: processes that share a model must all evaluate it equally "
+                             "often, so each micro-batch has one role pattern")
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches per step and process. ValueError if they do not divide the batch."""
+        per_pass = self.micro_batch * world
+        if self.batch % per_pass:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} times "
+                             f"{world} processes: choose batch = {max(1, round(self.batch / per_pass)) * per_pass}")
+        return self.batch // per_pass
 
 
-def _build(cls, values: dict, where: str):
-    kinds = {f.name: f for f in fields(cls)}
+def build(cls, values: dict, where: str = ""):
+    """A configuration dataclass from nested TOML values. ValueError for a key or a type that it does not know."""
     if not isinstance(values, dict):
         raise ValueError(f"{where.rstrip('.')} is a section, but its value is {values!r}")
+    known = {f.name: f for f in fields(cls)}
     for key in values:
-        if key not in kinds:
-            close = difflib.get_close_matches(key, kinds, 1)
-            raise ValueError(f"unknown key {where}{key}" + (f": did you mean {close[0]}?" if close else ""))
-    sections = {name: f.default for name, f in kinds.items() if is_dataclass(f.default)}
-    return cls(**{key: _build(type(sections[key]), value, f"{key}.") if key in sections else
-                  tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise ValueError(f"unknown key {where}{key}" + (f": did you mean {where}{close[0]}?" if close else ""))
+    return cls(**{key: convert(known[key], value, where + key) for key, value in values.items()})
+
+
+def convert(known, value, name: str):
+    """A TOML value as the field wants it."""
+    if is_dataclass(known.default):
+        return build(type(known.default), value, f"{name}.")
+    if isinstance(value, list):
+        return tuple(value)
+    wanted = known.type if isinstance(known.type, type) else None
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted in (int, float, str, bool) and type(value) is not wanted:
+        raise ValueError(f"{name} = {value!r} is not {wanted.__name__}")
+    return value
 
 
 def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
     """Read a TOML file; `overrides` are "section.key=value" with TOML values. ValueError for what cannot be read."""
-    values = tomllib.loads(Path(path).read_text())
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
     for item in overrides:
         key, separator, value = item.partition("=")
         if not separator:
@@ -91,4 +199,8 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
             target[name] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"override {item!r}: {error}; text needs quotes inside the argument") from None
-    return _build(TrainConfig, values, "")
+    return build(TrainConfig, values)
+
+
+def to_dict(config) -> dict:
+    return asdict(config)

@@ -1,120 +1,97 @@
-"""Toy scenes as latents and text features, encoded once into shards on disk, and the order in which they are read."""
+"""Samples to micro-batches with their questions. Runs in the workers of a data loader; no randomness of its own."""
 
-import os
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from random import Random
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
 
-from .captions import caption, vary
-from .config import DataConfig
-from .world import render, sample_scene
+from jodi_core.domains import JointRoles
+from jodi_core.models.jodi_config import JodiConfig
+from jodi_core.role_sampling import draw_roles
 
-SHARD = 1024    # scenes per file
-TURNS = 1000    # batches in which every size has exactly its share
+from .config import TrainConfig
+from .losses import TASK_LETTERS, Batch, Question, draw_question, sample_generator
+from .order import BatchOrder, share_of
+from .parallel import Processes
+
+PATTERNS = 60_000    # above the places of samples in a batch: generators of what a micro-batch shares
 
 
 @dataclass(frozen=True)
-class Batch:
-    latents_BCDHW: Tensor    # float32, scaled, all domains of the model
-    text_BMC: Tensor
-    mask_BM: Tensor          # bool, True = valid
+class Item:
+    """One encoded sample. Absent domains hold zeros."""
+
+    latents_CLHW: Tensor    # scaled
+    present_L: Tensor       # bool
+    text_MC: Tensor         # valid rows only
+    name: str
 
 
-@torch.no_grad()
-def encode_scenes(scenes, size, autoencoder, domains) -> Tensor:
-    """Scaled latents (B, D, C, h, w) float16 of rendered scenes."""
-    pictures = render(scenes, *size)
-    latents = [autoencoder.encode(pictures[name].float() / 127.5 - 1) for name in domains]
-    return torch.stack(latents, dim=1).mul(autoencoder.config.scaling_factor).half()
+class Source(Protocol):
+    """Samples that are ready to train on."""
+
+    bins_N: Tensor    # the size bin of every sample
+
+    def item(self, index: int, generator: torch.Generator) -> Item:
+        """generator: chooses among the captions of the sample. OSError or ValueError, with the file, if unreadable."""
 
 
-def encode_captions(scenes, first_seed, per_scene, text) -> tuple[Tensor, Tensor]:
-    """Features (tokens of all captions, width) float16 at true length, and their lengths (scenes * per_scene,)."""
-    numbers = range(first_seed * per_scene, (first_seed + len(scenes)) * per_scene)
-    captions = [vary(caption(scenes[number // per_scene - first_seed], number), Random(number)) for number in numbers]
-    features, lengths = text.encode(captions)
-    return torch.cat([row[:length] for row, length in zip(features, lengths)]).half(), lengths
+@dataclass(frozen=True)
+class MicroBatches(Dataset):
+    """Micro-batch number n of this process, counted over all steps from `first`: (batch, questions)."""
 
+    source: Source
+    order: BatchOrder
+    config: TrainConfig
+    model_config: JodiConfig
+    processes: Processes
+    first: int = 0          # step
 
-def write_shard(path: Path, seeds: range, size, domains, config: DataConfig, autoencoder, text) -> None:
-    """Render and encode one shard; it appears under its name only when it is complete."""
-    parts = []
-    for start in range(seeds.start, seeds.stop, 32):
-        scenes = [sample_scene(seed) for seed in range(start, min(start + 32, seeds.stop))]
-        features, lengths = encode_captions(scenes, start, config.captions_per_scene, text)
-        parts.append((encode_scenes(scenes, size, autoencoder, domains), features, lengths))
-    latents, features, lengths = (torch.cat(column) for column in zip(*parts))
-    temporary = path.with_suffix(".writing")
-    save_file({"latents": latents, "text": features, "lengths": lengths}, temporary)
-    os.replace(temporary, path)
+    @property
+    def accumulation(self) -> int:
+        return self.config.accumulation(self.processes.world)
 
-
-def build_cache(config: DataConfig, domains, autoencoder, text, part: int = 0, parts: int = 1) -> None:
-    """Write the missing shards of every size; process `part` of `parts` takes every parts-th one."""
-    for size, share in config.sizes().items():
-        folder = Path(config.cache) / f"{size[0]}x{size[1]}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for shard in range(part, max(1, round(config.scenes * share / SHARD)), parts):
-            path = folder / f"{shard:05d}.safetensors"
-            if path.exists():
-                continue
-            start, first = time.time(), config.first_seed + shard * SHARD
-            write_shard(path, range(first, first + SHARD), size, domains, config, autoencoder, text)
-            print(f"{path}: {SHARD} scenes in {time.time() - start:.0f} s", flush=True)
-
-
-class CachedScenes:
-    """All shards of one size, in memory."""
-
-    def __init__(self, folder: Path, captions_per_scene: int):
-        shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-        if not shards:
-            raise FileNotFoundError(f"no encoded scenes in {folder}: run `python -m training cache CONFIG` first")
-        self.latents = torch.cat([shard["latents"] for shard in shards])
-        self.text = torch.cat([shard["text"] for shard in shards])
-        self.lengths = torch.cat([shard["lengths"] for shard in shards])
-        self.starts = self.lengths.cumsum(0) - self.lengths
-        self.captions_per_scene = captions_per_scene
+    def from_step(self, step: int) -> "MicroBatches":
+        return replace(self, first=step)
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return (self.config.steps - self.first) * self.accumulation
 
-    def batch(self, index: Tensor, which_caption: int) -> Batch:
-        rows = index * self.captions_per_scene + which_caption % self.captions_per_scene
-        texts = [self.text[start:start + length] for start, length in zip(self.starts[rows], self.lengths[rows])]
-        text = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).float()
-        mask = torch.arange(text.shape[1]) < self.lengths[rows][:, None]
-        return Batch(self.latents[index].float().transpose(1, 2), text, mask)
+    def __getitem__(self, number: int) -> tuple[Batch, list[Question]]:
+        if number >= len(self):
+            raise IndexError(number)
+        config, (later, micro) = self.config, divmod(number, self.accumulation)
+        step = self.first + later
+        slots = share_of(micro, self.processes.rank, self.processes.world, config.micro_batch)
+        generators = [sample_generator(config.seed, step, slot) for slot in slots]
+        samples = self.order.samples(step)
+        batch = collate([self.source.item(samples[slot], generator) for slot, generator in zip(slots, generators)])
+        return batch, (self.shared_questions if config.in_turn else self.own_questions)(batch, generators, step, slots)
+
+    def own_questions(self, batch: Batch, generators, step: int, slots: range) -> list[Question]:
+        """Each sample draws its task and its roles."""
+        tasks = self.config.tasks
+        return [draw_question(self.model_config, self.config.loss, present_L, batch.latents_BCLHW.shape[1:],
+                              tasks[int(torch.randint(len(tasks), (), generator=generator))], generator)
+                for present_L, generator in zip(batch.present_BL, generators)]
+
+    def shared_questions(self, batch: Batch, generators, step: int, slots: range) -> list[Question]:
+        """One task, whose turn it is, and one role pattern over the domains that all samples have."""
+        config, domains = self.config, self.model_config.domains
+        place = (step * config.batch + slots.start) // config.micro_batch
+        task = config.tasks[place % len(config.tasks)]
+        common_L = batch.present_BL.all(dim=0)
+        shared = sample_generator(config.seed, step, PATTERNS + slots.start)
+        roles = JointRoles(domains, draw_roles(common_L[1:].tolist(), TASK_LETTERS[task], shared))
+        return [draw_question(self.model_config, config.loss, common_L, batch.latents_BCLHW.shape[1:], task, generator,
+                              roles) for generator in generators]
 
 
-class SceneOrder:
-    """Which scenes step number s reads: a fixed function of (seed, s), so that a resumed run reads the same ones.
-
-    Each size is read in passes; a pass is a new permutation. Process `rank` of `world` takes every world-th batch.
-    The sizes take turns in a fixed pattern, in which each has its share.
-    """
-
-    def __init__(self, config: DataConfig, seed: int, rank: int, world: int):
-        sizes = config.sizes()
-        self.sets = [CachedScenes(Path(config.cache) / f"{h}x{w}", config.captions_per_scene) for h, w in sizes]
-        shares = torch.tensor(list(sizes.values()))
-        counts = (shares / shares.sum() * TURNS).round().int().clamp_min(1)
-        turns = torch.arange(len(sizes)).repeat_interleave(counts)
-        self.turns = turns[torch.randperm(len(turns), generator=torch.Generator().manual_seed(seed))]
-        self.seed, self.rank, self.world = seed, rank, world
-
-    def batch(self, number: int, size: int) -> Batch:
-        """The `number`-th batch of `size` scenes of this process."""
-        cycle, turn = divmod(number * self.world + self.rank, len(self.turns))
-        whose = self.turns == self.turns[turn]
-        scenes = self.sets[int(self.turns[turn])]
-        earlier = cycle * int(whose.sum()) + int(whose[:turn].sum())    # batches of this size before this one
-        which_pass, place = divmod(earlier, len(scenes) // size)
-        order = torch.Generator().manual_seed(self.seed + which_pass)
-        index = torch.randperm(len(scenes), generator=order)[place * size:][:size]
-        return scenes.batch(index, which_pass)
+def collate(items: list[Item]) -> Batch:
+    text_BMC = pad_sequence([item.text_MC for item in items], batch_first=True)
+    lengths_B = torch.tensor([len(item.text_MC) for item in items])
+    return Batch(torch.stack([item.latents_CLHW for item in items]), torch.stack([item.present_L for item in items]),
+                 text_BMC, torch.arange(text_BMC.shape[1]) < lengths_B[:, None], tuple(item.name for item in items))

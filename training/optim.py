@@ -1,7 +1,11 @@
 """Muon for block matrices, AdamW for the rest, and the learning-rate schedule."""
 
+import math
+
 import torch
 from torch import Tensor
+
+from .config import OptimConfig, TrainConfig
 
 
 def orthogonalise(matrices_KMN: Tensor, iterations: int = 5) -> Tensor:
@@ -43,17 +47,44 @@ class Muon(torch.optim.Optimizer):
                     param.add_(update.view_as(param), alpha=-scale)
 
 
-def make_optimizers(model, config) -> list[torch.optim.Optimizer]:
-    """Block matrices (linear layers and 1x1 convolutions) go to Muon, all else to AdamW."""
-    matrices, rest = [], []
-    for name, param in model.named_parameters():
-        is_matrix = name.startswith("blocks.") and param.ndim in (2, 4) and "table" not in name and \
-            "depth_conv" not in name
-        (matrices if is_matrix else rest).append(param)
-    return [Muon(matrices, config.muon_lr),
-            torch.optim.AdamW(rest, config.adamw_lr, betas=tuple(config.betas), weight_decay=0.0)]
+def make_optimizers(model, config: OptimConfig, lr: float) -> list[torch.optim.Optimizer]:
+    """One optimiser over what is trained; muon: block matrices (linear layers, 1x1 convolutions), AdamW for the rest."""
+    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    if config.name == "muon":
+        matrices = [param for name, param in trained.items() if is_block_matrix(name, param)]
+        rest = [param for name, param in trained.items() if not is_block_matrix(name, param)]
+        return [Muon(matrices, config.muon_lr), adamw(rest, config, lr)]
+    return [adamw(list(trained.values()), config, lr)]
 
 
-def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Factor on the peak rate: linear warm-up, constant, linear decay to zero over the last share `decay`."""
-    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1, decay * steps))
+def is_block_matrix(name: str, param: Tensor) -> bool:
+    return "blocks." in name and param.ndim in (2, 4) and "table" not in name and "depth_conv" not in name
+
+
+def adamw(params: list, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr, betas=config.betas[:2], eps=config.eps, weight_decay=config.weight_decay)
+
+
+def peak_rates(config: TrainConfig) -> list[float]:
+    """Of each optimiser of `make_optimizers`."""
+    optim = config.optim
+    lr = optim.lr * (config.batch / 256) ** 0.5 if optim.scale_lr else optim.lr
+    return [optim.muon_lr, lr] if optim.name == "muon" else [lr]
+
+
+def schedule(step: int, steps: int, optim: OptimConfig) -> float:
+    """Factor on the peak rate at a step counted from 0: linear warm-up, then the named course down to `floor`."""
+    warm = (step + 1) / max(1, optim.warmup)
+    left = (steps - step) / max(1, steps - optim.warmup)    # 1 after the warm-up, about 0 in the last step
+    course = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * min(1.0, left)),
+              "wsd": (steps - step) / max(1, optim.decay * steps)}[optim.schedule]
+    return min(1.0, warm, optim.floor + (1 - optim.floor) * min(1.0, course))
+
+
+def set_rates(optimizers: list, config: TrainConfig, step: int) -> float:
+    """Set the learning rates for a step; returns the factor on the peaks."""
+    factor = schedule(step, config.steps, config.optim)
+    for optimizer, peak in zip(optimizers, peak_rates(config)):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * factor
+    return factor

@@ -1,11 +1,13 @@
 """Muon, the split of the parameters, the schedule."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
-from training.config import OptimConfig
-from training.optim import Muon, make_optimizers, orthogonalise, schedule
+from training.config import OptimConfig, TrainConfig
+from training.optim import Muon, make_optimizers, orthogonalise, peak_rates, schedule
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 24), (1, 24, 8)])
@@ -35,7 +37,7 @@ def test_muon_treats_a_1x1_convolution_as_the_matrix_that_it_is():
 def test_every_parameter_has_one_optimizer():
     model = JodiTransformer(JodiConfig(hidden_size=64, depth=2, num_heads=4, qk_norm=True), device="meta")
     muon, adamw = ([id(p) for group in optimizer.param_groups for p in group["params"]]
-                   for optimizer in make_optimizers(model, OptimConfig()))
+                   for optimizer in make_optimizers(model, OptimConfig(name="muon"), 1e-3))
     assert sorted(muon + adamw) == sorted(id(p) for p in model.parameters())
     names = {name for name, p in model.named_parameters() if id(p) in muon}
     assert names == {f"blocks.{i}.{part}.weight" for i in range(2) for part in (
@@ -43,8 +45,18 @@ def test_every_parameter_has_one_optimizer():
         "mlp.inverted_conv.conv", "mlp.point_conv.conv")}
 
 
-def test_the_rate_rises_stays_and_falls():
-    factors = [schedule(step, 100, warmup=10, decay=0.2) for step in range(100)]
-    assert factors[0] == 0.1 and factors[9:81] == [1.0] * 72
-    assert factors[90] == 0.5 and 0 < factors[99] <= 0.05
-    assert schedule(0, 100, warmup=0, decay=0.0) == 1.0
+@pytest.mark.parametrize("name, at_half, at_end", [("constant", 1.0, 1.0), ("linear", 0.5556, 0.0111),
+                                                  ("cosine", 0.5868, 0.0003), ("wsd", 1.0, 0.05)])
+def test_the_rate_rises_and_takes_its_course(name, at_half, at_end):
+    config = OptimConfig(schedule=name, warmup=10, decay=0.2)
+    factors = [schedule(step, 100, config) for step in range(100)]
+    assert factors[0] == 0.1 and factors[9] == 1.0
+    assert factors[50] == pytest.approx(at_half, abs=1e-3) and factors[99] == pytest.approx(at_end, abs=1e-3)
+    assert all(later <= earlier for earlier, later in zip(factors[10:], factors[11:]))
+    low = [schedule(step, 100, replace(config, floor=0.3)) for step in range(10, 100)]
+    assert min(low) >= 0.3 or name == "constant"
+
+
+def test_the_rate_grows_with_the_root_of_the_batch():
+    config = TrainConfig(batch=64, optim=OptimConfig(lr=1e-4, scale_lr=True))
+    assert peak_rates(config) == [pytest.approx(5e-5)]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from jodi_core.domains import JointRoles
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
-from training.start import attend_own_place, attention_input
+from training.own_place import attend_own_place, attention_input
 
 SIDE = 4
 

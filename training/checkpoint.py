@@ -1,0 +1,140 @@
+"""Checkpoints: folders that are complete or do not exist, whatever is killed when.
+
+    step_0001500/
+      state/          model, optimisers, averaged weights (torch.distributed.checkpoint: any number of processes)
+      run.json        step, configuration, versions
+      manifest.json   size and sha256 of every file; written last
+
+A checkpoint is written under another name, flushed to the disk and renamed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+NAME = re.compile(r"step_(\d{7,})")
+WRITING = ".writing_"
+RESERVE = 256 << 20    # bytes that stay free on the disk
+
+
+class DiskFull(OSError):
+    """A checkpoint would not fit; the one before it is untouched."""
+
+
+def checkpoints(output: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything that looks like a checkpoint, oldest first."""
+    found = ((NAME.fullmatch(folder.name), folder) for folder in output.glob("step_*"))
+    return sorted((int(match[1]), folder) for match, folder in found if match)
+
+
+def newest_valid(output: Path, tell=print) -> Path | None:
+    """The newest checkpoint whose files are all there and whole. Says which ones it skipped, and why."""
+    for _, folder in reversed(checkpoints(output)):
+        fault = fault_of(folder)
+        if fault is None:
+            return folder
+        tell(f"skipping {folder}: {fault}")
+    return None
+
+
+def fault_of(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None if nothing is."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return "it has no readable manifest, so it was not finished"
+    for name, (size, digest) in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        if sha256(path) != digest:
+            return f"{name} is damaged"
+    return None
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(output: Path, step: int, state: dict, run: dict, *, rank: int = 0, world: int = 1) -> Path:
+    """Write the checkpoint of a step; every process calls it. DiskFull if there is no room, before anything is lost."""
+    target, temporary = output / f"step_{step:07d}", output / f"{WRITING}{step:07d}"
+    if rank == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        for old in output.glob(f"{WRITING}*"):
+            shutil.rmtree(old)
+        check_room(output, state, world)
+        temporary.mkdir()
+    wait(world)
+    dcp.save(state, checkpoint_id=temporary / "state", no_dist=world == 1)
+    wait(world)
+    if rank == 0:
+        (temporary / "run.json").write_text(json.dumps(run | {"step": step}, indent=1))
+        finish(temporary, target)
+    wait(world)
+    return target
+
+
+def check_room(output: Path, state: dict, world: int) -> None:
+    needed = world * sum(tensor.nbytes for tensor in tensors_of(state)) + RESERVE
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise DiskFull(f"a checkpoint needs {needed >> 20} MB, but {output} has {free >> 20} MB left: make room, or "
+                       "lower save.keep; the checkpoints so far are whole")
+
+
+def tensors_of(state):
+    if isinstance(state, dict):
+        for value in state.values():
+            yield from tensors_of(value)
+    elif isinstance(state, torch.Tensor):
+        yield getattr(state, "_local_tensor", state)
+
+
+def finish(temporary: Path, target: Path) -> None:
+    """Flush all files, write the manifest last, give the folder its name."""
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    manifest = {path.relative_to(temporary).as_posix(): (path.stat().st_size, sha256(path)) for path in files}
+    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in (*files, temporary / "manifest.json", temporary / "state", temporary):
+        flush(path)
+    if target.exists():    # an invalid one that was skipped on resuming
+        shutil.rmtree(target)
+    os.rename(temporary, target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load(folder: Path, state: dict, *, world: int = 1) -> dict:
+    """Fill `state` in place from a checkpoint of any number of processes; returns its run.json."""
+    dcp.load(state, checkpoint_id=folder / "state", no_dist=world == 1)
+    return json.loads((folder / "run.json").read_text())
+
+
+def prune(output: Path, keep: int, keep_every: int) -> None:
+    """Remove old checkpoints but the newest `keep` and those of every `keep_every` steps."""
+    for step, folder in checkpoints(output)[:-keep]:
+        if not (keep_every and step % keep_every == 0):
+            shutil.rmtree(folder)
+
+
+def wait(world: int) -> None:
+    if world > 1:
+        dist.barrier()

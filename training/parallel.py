@@ -1,0 +1,80 @@
+"""One process or many: where this one computes, and how the model is spread over all of them."""
+
+import os
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from .config import SpeedConfig
+from .losses import JointLoss
+
+PATIENCE = timedelta(hours=2)    # for processes that wait while another one prepares data
+
+
+@dataclass(frozen=True)
+class Processes:
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @classmethod
+    def start(cls, device: str) -> "Processes":
+        """From the environment that torchrun sets; one process without it."""
+        rank, world, local = (int(os.environ.get(name, default)) for name, default in (
+            ("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+        if cuda:
+            torch.cuda.set_device(local)
+        if world > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        return cls(rank, world, torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+    def close(self) -> None:
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def spread(self, loss: JointLoss, speed: SpeedConfig) -> torch.nn.Module:
+        """The same module, copied (DDP) or sharded (FSDP2) over the processes."""
+        if self.world == 1 and not speed.shard:
+            return loss
+        if speed.shard:
+            return shard(loss, speed)
+        # Which domains take part differs from step to step and from process to process.
+        return DistributedDataParallel(loss, find_unused_parameters=True)
+
+    def gathering(self, loss: torch.nn.Module, last: bool):
+        """Gradients are exchanged after the last micro-batch of a step only."""
+        if isinstance(loss, DistributedDataParallel):
+            return nullcontext() if last else loss.no_sync()
+        if hasattr(loss, "set_requires_gradient_sync"):
+            loss.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def computing(self, speed: SpeedConfig) -> ExitStack:
+        """The context of a forward pass."""
+        stack = ExitStack()
+        stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=speed.precision == "bf16"))
+        if self.device.type == "cpu":    # few keys: faster than the fused kernel
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        return stack
+
+
+def shard(loss: JointLoss, speed: SpeedConfig) -> JointLoss:
+    """FSDP2: each block a unit, the text keys of all blocks readable before the first block runs."""
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) \
+        if speed.precision == "bf16" else MixedPrecisionPolicy()
+    for block in loss.model.blocks:
+        fully_shard(block.cross_attn, mp_policy=policy)
+        register_fsdp_forward_method(block.cross_attn, "keys_values")
+        fully_shard(block, mp_policy=policy)
+    return fully_shard(loss, mp_policy=policy)
