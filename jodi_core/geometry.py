@@ -3,6 +3,7 @@
 Space is that of glTF 2.0: x right, y up, the camera at the origin looking along -z. Lengths have the unit of `near`.
 """
 
+import base64
 import io
 import json
 import math
@@ -138,12 +139,11 @@ def glb(surface: Surface, picture_3HW: torch.Tensor) -> bytes:
     accessors[0] |= {"min": points.min(0).tolist(), "max": points.max(0).tolist()}
     accessors.append({"bufferView": len(arrays), "componentType": 5125, "count": surface.faces_M3.numel(),
                       "type": "SCALAR"})
-    parts = [*(array.tobytes() for array in arrays.values()), surface.faces_M3.numpy().astype("<u4").tobytes(),
-             png.getvalue()]
+    parts = [*(array.tobytes() for array in arrays.values()), surface.faces_M3.numpy().astype("<u4").tobytes()]
     views, binary = [], b""
     for part in parts:
         views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": len(part)})
-        binary += part + bytes(-len(part) % 4)
+        binary += part    # all are whole numbers of 4 bytes
     lit = surface.normals_N3 is not None
     material = {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "metallicFactor": 0.0},
                 "doubleSided": True} | ({} if lit else {"extensions": {"KHR_materials_unlit": {}}})
@@ -154,7 +154,8 @@ def glb(surface: Surface, picture_3HW: torch.Tensor) -> bytes:
                                     "indices": len(arrays), "material": 0}]}],
         "materials": [material], "textures": [{"source": 0, "sampler": 0}],
         "samplers": [{"wrapS": 33071, "wrapT": 33071}],    # clamp to the edge
-        "images": [{"bufferView": len(views) - 1, "mimeType": "image/png"}],
+        # Not in a buffer: an offline ComfyUI forbids its viewer to fetch that, and the surface would be white.
+        "images": [{"uri": "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()}],
         "accessors": accessors, "bufferViews": views, "buffers": [{"byteLength": len(binary)}],
     } | ({} if lit else {"extensionsUsed": ["KHR_materials_unlit"]})
     text = json.dumps(document).encode()

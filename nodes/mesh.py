@@ -48,7 +48,7 @@ class JodiDepthMesh(io.ComfyNode):
                                        "tube-like space, too large a value a flat one."),
                 io.Float.Input("near", default=1.0, min=0.001, max=1000.0, step=0.1,
                                tooltip="Distance of the nearest point (white); glTF takes it for metres."),
-                io.Float.Input("far", default=10.0, min=0.002, max=100000.0, step=0.1,
+                io.Float.Input("far", default=5.0, min=0.002, max=100000.0, step=0.1,
                                tooltip="Distance of the farthest point (black). The closer to 'near', the flatter."),
                 io.Float.Input("tear", default=0.1, min=0.0, max=10.0, step=0.01,
                                tooltip="Faces that span a step in distance of more than this fraction are left out, so "

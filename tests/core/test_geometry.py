@@ -1,5 +1,7 @@
 """Surfaces out of depth labels: where points come to lie, where they are torn, what the files hold."""
 
+import base64
+import io
 import json
 import math
 import struct
@@ -7,8 +9,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jodi_core.geometry import build_surface, distances, glb, ply
+from jodi_core.pictures import load_picture
 
 CAMERA = {"near": 1.0, "far": 10.0, "field_of_view": 60.0, "tear": 0.1, "longest": 256}
 
@@ -119,8 +123,8 @@ def test_glb_holds_the_surface(lit):
     offset = document["bufferViews"][indices["bufferView"]]["byteOffset"]
     faces = np.frombuffer(binary, "<u4", indices["count"], offset).reshape(-1, 3)
     assert np.array_equal(faces, surface.faces_M3.numpy())
-    picture = document["bufferViews"][document["images"][0]["bufferView"]]
-    assert binary[picture["byteOffset"]:][:4] == b"\x89PNG"
+    texture = load_picture(Image.open(io.BytesIO(base64.b64decode(document["images"][0]["uri"].partition(",")[2]))))
+    torch.testing.assert_close(texture[0], picture_3HW, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
 def chunks(file):
