@@ -3,6 +3,7 @@
 import torch
 from comfy_api.latest import io
 
+from ..jodi_core.pictures import load_picture
 from ..jodi_core.pose import find_people
 
 PoseKeypoint = io.Custom("POSE_KEYPOINT")    # the host's: a list of frames as OpenPose writes them
@@ -37,4 +38,5 @@ class JodiPoseKeypoints(io.ComfyNode):
 
     @classmethod
     def execute(cls, openpose) -> io.NodeOutput:
-        return io.NodeOutput([keypoint_frame(picture_3HW) for picture_3HW in openpose[..., :3].movedim(-1, 1).cpu()])
+        drawings_B3HW = load_picture(openpose.movedim(-1, 1)).cpu()
+        return io.NodeOutput([keypoint_frame(picture_3HW) for picture_3HW in drawings_B3HW])

@@ -122,6 +122,11 @@ def test_no_people_where_none_are_drawn():
     assert find_people(dots) == []
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 64)])
+def test_pictures_too_small_for_people(size):
+    assert find_people(torch.rand(3, *size, generator=torch.manual_seed(0))) == []
+
+
 def test_any_picture_ends_in_time():
     began = time.monotonic()
     people = find_people(torch.rand(3, 256, 256, generator=torch.manual_seed(0)))
