@@ -148,3 +148,11 @@ def test_bad_distances_are_explained(comfy, world):
     with pytest.raises(ComfyError, match="nearest distance must be above 0 and below the farthest"):
         comfy.run(scene_mesh(comfy, world, near=5.0, far=2.0)
                   | {"save": node("SaveGLB", mesh=link("mesh"), filename_prefix="3d/no")})
+
+
+def test_batches_that_do_not_fit_are_explained(comfy, world):
+    prompt = scene_mesh(comfy, world, image=link("images"))
+    prompt |= {"images": node("ImageBatch", image1=link("image"), image2=link("image")),
+               "save": node("SaveGLB", mesh=link("mesh"), filename_prefix="3d/no")}
+    with pytest.raises(ComfyError, match="1 depth maps need as many of 'image', or one, not 2"):
+        comfy.run(prompt)
