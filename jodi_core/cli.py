@@ -17,7 +17,7 @@ STORED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8_
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for anything wrong with the input (one line says what), 130 when interrupted."""
+    """Exit status: 0, 1 if a check failed, 2 for anything wrong with the input (one line says what), 130 interrupted."""
     options = _parser().parse_args(arguments)
     import torch
     try:
@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("inspect", help="say what a weight file is, without loading it")
     command.add_argument("file", help="file or hf://owner/name/file")
     command.set_defaults(run=_inspect)
+    command = commands.add_parser("verify", help="hold weight files against what is known of the published ones")
+    command.add_argument("files", nargs="+", metavar="FILE", help="file, folder in bundle layout, or 'tiny'; the check "
+                         "of the stored caption needs the transformer and the text encoder")
+    command.add_argument("--json", type=Path, metavar="PATH", help="write the report there, too")
+    command.set_defaults(run=_verify)
     command = commands.add_parser("download", help="fetch a weight file to where it is looked for")
     command.add_argument("ref", help="hf://owner/name/file, or 'published' for all files of the 1.6B model")
     place = command.add_mutually_exclusive_group(required=True)
@@ -204,6 +209,15 @@ def _inspect(options) -> None:
             print(f"  {name}: {json.dumps(value)}")
     elif config:
         print(f"config: {config}")
+
+
+def _verify(options) -> int:
+    from .verify import FAIL, as_json, table, verify
+    rows = verify(options.files)
+    print(table(rows))
+    if options.json:
+        options.json.write_text(as_json(rows), encoding="utf-8")
+    return int(any(row.verdict == FAIL for row in rows))
 
 
 def _download(options) -> None:

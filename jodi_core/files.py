@@ -255,14 +255,35 @@ def _opening(path: Path):
                            "cut short; fetch it again") from error
 
 
+def pickle_layout(path: Path) -> str:
+    """Where the tensors of a torch file lie, and what lies beside them."""
+    content = _unpickle(path)
+    if _nested(content):
+        return ", beside ".join(["under 'state_dict'", *([", ".join(map(str, content.keys() - {"state_dict"}))]
+                                                          if len(content) > 1 else [])])
+    return "at the top"
+
+
+def _nested(content) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
+
+
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    content = _unpickle(path)
+    tensors = content["state_dict"] if _nested(content) else content
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise WeightsError(f"{path} holds no plain dictionary of tensors, at the top or under 'state_dict'")
+    return tensors
+
+
+def _unpickle(path: Path):
     zipped = zipfile.is_zipfile(path)
     with open(path, "rb") as file:
         if not zipped and file.read(1) != b"\x80":
             raise WeightsError(f"{path} is not a complete torch file: it is damaged or the download was cut short; "
                                "fetch it again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path} was refused: it is damaged, or holds Python objects besides tensors, and reading "
                            "those can execute code. Use a safetensors file, or one that its author saved with weights "
@@ -270,8 +291,3 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # the reader raises almost anything on damaged input
         raise WeightsError(f"{path} could not be read ({str(error).splitlines()[0]}): it is damaged; "
                            "fetch it again") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-        raise WeightsError(f"{path} holds no plain dictionary of tensors, at the top or under 'state_dict'")
-    return content

@@ -231,6 +231,12 @@ def build_gemma(config: TextConfig, weights: dict[str, torch.Tensor] | None = No
         return Gemma2Model.from_pretrained(None, config=gemma, state_dict=weights).to(device=device, dtype=dtype).eval()
 
 
+def expected_text_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all tensors of a Gemma-2 file of this configuration, beside the tokenizer."""
+    with torch.device("meta"):
+        return {"model." + name: tuple(tensor.shape) for name, tensor in build_gemma(config).state_dict().items()}
+
+
 @contextmanager
 def _no_progress_bar():
     """`transformers` shows a bar even where loading takes milliseconds."""

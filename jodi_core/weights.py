@@ -211,12 +211,21 @@ def read_part(path: Path, kind: str, given: dict | None = None):
     except (ValueError, TypeError, AttributeError, KeyError) as error:  # stored values may have any type
         raise WeightsError(f"{path}: its configuration cannot be used: {error}") from error
     tensors = {names[name]: tensor for name, tensor in read_tensors(path, names).items()}
-    if kind == "autoencoder" and any(".down_blocks." in name for name in tensors):
-        tensors = from_diffusers_keys(tensors)
+    tensors = original_names(kind, tensors)
     if kind != "text_encoder":
         check_keys(expected_shapes(kind, config), {name: tuple(tensor.shape) for name, tensor in tensors.items()},
                    str(path))
     return config, tensors
+
+
+def original_names(kind: str, values: dict) -> dict:
+    """Tensors, or their shapes, under the names of the original, if an autoencoder has those of diffusers."""
+    if kind != "autoencoder" or not any(".down_blocks." in name for name in values):
+        return values
+    if isinstance(next(iter(values.values())), tuple):
+        meta = {name: torch.empty(shape, device="meta") for name, shape in values.items()}
+        return {name: tuple(tensor.shape) for name, tensor in from_diffusers_keys(meta).items()}
+    return from_diffusers_keys(values)
 
 
 def expected_shapes(kind: str, config) -> dict[str, tuple]:

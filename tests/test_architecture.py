@@ -24,6 +24,7 @@ JODI_CORE = {
     "models/*": ("domains", "models.*"),
     "weights.py": ("files", "text", "models.*"),
     "convert.py": ("files", "weights"), "published.py": ("files", "weights", "convert"),
+    "verify*.py": ("*",),
     "pipeline.py": ("*",), "cli.py": ("*",), "conformance*.py": ("*",), "__main__.py": ("cli",), "__init__.py": ("*",),
 }
 LIGHT = {"transformers", "diffusers", "huggingface_hub", "sentencepiece", "PIL", "numpy", "torch"}
