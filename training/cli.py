@@ -20,6 +20,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("config", help="a TOML file, such as training/configs/tiny.toml")
     parser.add_argument("overrides", nargs="*", help="section.key=value, as in TOML")
     parser.add_argument("--output", type=Path, help="bundle: the folder, export: the file to write")
+    parser.add_argument("--merged", action="store_true", help="export: the whole model, LoRA or DoRA merged into it")
+    parser.add_argument("--raw", action="store_true", help="export: the last weights and not the averaged ones")
     return parser.parse_args(arguments)
 
 
@@ -27,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     config = load_config(options.config, options.overrides)
     if options.command == "export":
-        return export(config, options.output or Path(config.output) / "transformer.safetensors")
+        return export(config, options.output or Path(config.output) / f"{config.mode}.safetensors",
+                      merged=options.merged, raw=options.raw)
     processes = Processes.start(config.speed.device)
     try:
         if options.command == "cache":

@@ -21,19 +21,21 @@ def one_of(section: str, value: str, choices: tuple[str, ...]) -> None:
 class StartConfig:
     """Where the weights come from.
 
-    kind: "jodi" a joint model, or "nothing": initial values of [model]. weights, autoencoder, text_encoder: a file,
-    "tiny" or "published".
+    kind: "jodi" a joint model, "sana" the text-to-image model that Jodi was made from, "nothing" initial values of
+    [model] (which also sizes a joint model from Sana). weights, autoencoder, text_encoder: a file, "tiny" or
+    "published".
     """
 
     kind: str = "jodi"
     weights: str = "published"
     autoencoder: str = "published"
     text_encoder: str = "published"
+    extend: dict[str, str] = field(default_factory=dict)    # new domain = domain whose layers it starts from
     gate: float = 0.0            # nothing: added to the two gate rows of each block's table
     own_place: bool = False      # nothing: attention starts at the same place of the other domains
 
     def __post_init__(self):
-        one_of("start.kind", self.kind, ("jodi", "nothing"))
+        one_of("start.kind", self.kind, ("jodi", "sana", "nothing"))
         if self.kind != "nothing" and (self.gate or self.own_place):
             raise ValueError(f'start.gate and start.own_place shape a start from nothing, but start.kind is '
                              f'"{self.kind}"')
@@ -51,6 +53,19 @@ class ToyConfig:
 
     def sizes(self) -> dict[tuple[int, int], float]:
         return {tuple(int(side) for side in name.split("x")): share for name, share in self.bins.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """LoRA and DoRA: low-rank changes of the layers whose name matches one of `targets` (shell patterns)."""
+
+    rank: int = 16
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("blocks.*.attn.*", "blocks.*.cross_attn.*", "blocks.*.mlp.*")
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"adapter.rank is {self.rank}, but must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +111,8 @@ class SpeedConfig:
     precision: str = "bf16"      # autocast over float32 weights; or "float32"
     workers: int = 0             # processes that read samples; 0: the training process itself
     shard: bool = False          # FSDP2 in place of copies of the model
+    recompute: int = 0           # every n-th block is computed again in the backward pass, to save memory; 0: none
+    compile: bool = False        # the blocks, one graph for all of them
 
     def __post_init__(self):
         one_of("speed.precision", self.precision, ("float32", "bf16"))
@@ -121,6 +138,7 @@ class TrainConfig:
     output: str = "runs/new"
     seed: int = 0
     steps: int = 10_000
+    mode: str = "full"           # or "lora", "dora", "domains" (only what start.extend adds)
     tasks: tuple[str, ...] = TASKS
     in_turn: bool = False        # tasks one after the other by micro-batch, each with one role pattern; else by sample
     batch: int = 32              # samples per step, of all processes together
@@ -129,6 +147,7 @@ class TrainConfig:
     start: StartConfig = StartConfig()
     model: JodiConfig = JodiConfig()
     toy: ToyConfig = ToyConfig()
+    adapter: AdapterConfig = AdapterConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     speed: SpeedConfig = SpeedConfig()
@@ -136,8 +155,10 @@ class TrainConfig:
     watch: WatchConfig = WatchConfig()
 
     def __post_init__(self):
+        one_of("mode", self.mode, ("full", "lora", "dora", "domains"))
         for task in self.tasks:
             one_of("tasks", task, TASKS)
+        self.check_mode()
         if self.speed.shard and self.optim.name == "muon":
             raise ValueError(f"optim.name = \"{self.optim.name}\" needs whole matrices, but speed.shard splits them: "
                              "use adamw, or speed.shard = false")
@@ -145,6 +166,20 @@ class TrainConfig:
         if self.speed.shard and not self.in_turn:
             raise ValueError("speed.shard needs in_turn = true: processes that share a model must all evaluate it equally "
                              "often, so each micro-batch has one role pattern")
+
+    def check_mode(self) -> None:
+        if self.mode == "domains" and not self.start.extend:
+            raise ValueError('mode = "domains" trains what start.extend adds, but start.extend is empty')
+        if self.mode in ("lora", "dora") and self.start.extend:
+            raise ValueError(f'mode = "{self.mode}" keeps all layers, but start.extend adds new ones: use "domains" or '
+                             '"full"')
+        if self.mode != "full" and self.start.kind == "nothing":
+            raise ValueError(f'mode = "{self.mode}" needs weights to start from, but start.kind is "nothing"')
+        if self.mode != "full" and self.optim.name == "muon":
+            raise ValueError(f'optim.name = "muon" is for whole matrices, but mode is "{self.mode}": use adamw')
+        if self.mode == "domains" and (self.speed.shard or self.optim.weight_decay):
+            raise ValueError('mode = "domains" freezes a part of the domain table: it needs speed.shard = false and '
+                             f"optim.weight_decay = 0, not {self.optim.weight_decay}")
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per step and process. ValueError if they do not divide the batch."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict, get_optimizer_state_dict,
-                                                     set_model_state_dict, set_optimizer_state_dict)
+from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_optimizer_state_dict,
+                                                     set_optimizer_state_dict)
 from torch.utils.data import DataLoader
 
 from . import checkpoint
@@ -41,15 +41,15 @@ class Run:
         return loss.model
 
     def state(self) -> dict:
-        """All tensors to save, under names that do not depend on the number of processes."""
-        state = {"model": get_model_state_dict(self.model, options=TRAINED_ONLY),
+        """All tensors to save, under names that do not depend on the number of processes. They share the memory."""
+        trained = {name: param.detach() for name, param in self.model.named_parameters() if param.requires_grad}
+        state = {"model": trained,
                  "optimizers": get_optimizer_state_dict(self.model, self.optimizers, options=TRAINED_ONLY)}
         return state | ({"ema": self.ema.values} if self.ema else {})
 
     def restore(self, folder: Path, world: int) -> None:
         state = self.state()
         self.step = checkpoint.load(folder, state, world=world)["step"]
-        set_model_state_dict(self.model, state["model"], options=TRAINED_ONLY)
         set_optimizer_state_dict(self.model, self.optimizers, state["optimizers"], options=TRAINED_ONLY)
 
 
@@ -58,7 +58,7 @@ def train(config: TrainConfig, run: Run, data: MicroBatches, processes: Processe
     output = Path(config.output)
     batches = iter(DataLoader(data.from_step(run.step), batch_size=None, num_workers=config.speed.workers,
                               pin_memory=processes.device.type == "cuda"))
-    with Stopper(output, config.save, processes) as stopper:
+    with Stopper(output, config.save, processes) as stopper, processes.kernels():
         while run.step < config.steps:
             stopper.ask()
             step(config, run, batches, data.accumulation, processes, watcher)
@@ -73,7 +73,7 @@ def step(config: TrainConfig, run: Run, batches, accumulation: int, processes: P
     """One optimiser step."""
     for micro in range(accumulation):
         batch, questions = next(batches)
-        with processes.gathering(run.loss, last=micro == accumulation - 1), processes.computing(config.speed):
+        with processes.gathering(run.loss, last=micro == accumulation - 1), processes.autocast(config.speed):
             total, errors = run.loss(batch.to(processes.device), questions)
         # The processes' gradients are averaged, not summed.
         (total * processes.world / config.batch).backward()

@@ -1,32 +1,72 @@
-"""The model that a run starts from."""
+"""The model that a run starts from, and what of it is trained."""
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from jodi_core.models.jodi import JodiTransformer
-from jodi_core.weights import load_transformer
+from jodi_core.weights import load_transformer, resolve
 
-from .config import StartConfig, TrainConfig
+from .adapters import adapters_of, add_adapters
+from .config import SpeedConfig, TrainConfig
 from .data import Source
+from .extend import extend, train_new_only
 from .own_place import attend_own_place
+from .sana import load_sana
 
 PICTURES = 32    # whose latents show the own place
 DEVIATION = 1024
 
 
-def make_model(config: TrainConfig, source: Source, text) -> JodiTransformer:
-    """On the CPU, in float32. text: a GemmaText; its empty prompt is the stored caption of a start from nothing."""
-    if config.start.kind == "jodi":
-        return load_transformer(config.start.weights, device="cpu", dtype=torch.float32).requires_grad_(True)
-    torch.manual_seed(config.seed)
-    model = JodiTransformer(config.model)
-    model.init_weights()
-    with torch.no_grad():
-        for block in model.blocks:
-            block.scale_shift_table.weight[[2, 5]] += config.start.gate
-        model.y_embedder.y_embedding.copy_(text.encode_negative([""], rows=model.config.model_max_length)[0])
-    if config.start.own_place:
-        attend_own_place(model, latents_of(source, PICTURES))
-    return model
+def make_model(config: TrainConfig, text) -> JodiTransformer:
+    """On the CPU, in float32. text: a GemmaText; its empty prompt is the stored caption of a new joint model."""
+    start = config.start
+    if start.kind == "jodi":
+        model = load_transformer(start.weights, device="cpu", dtype=torch.float32)
+    else:
+        torch.manual_seed(config.seed)
+        model = JodiTransformer(config.model)
+        model.init_weights()
+        if start.kind == "sana":
+            load_sana(model, resolve(start.weights, "transformer"))
+        with torch.no_grad():
+            for block in model.blocks:
+                block.scale_shift_table.weight[[2, 5]] += start.gate
+            model.y_embedder.y_embedding.copy_(text.encode_negative([""], rows=model.config.model_max_length)[0])
+    if start.extend:
+        torch.manual_seed(config.seed)
+        model = extend(model, start.extend)
+    return model.requires_grad_(True)
+
+
+def choose_trained(model: JodiTransformer, config: TrainConfig) -> None:
+    """Freeze what the mode does not train, put adapters in."""
+    if config.mode == "domains":
+        train_new_only(model, len(config.start.extend))
+    elif config.mode in ("lora", "dora"):
+        torch.manual_seed(config.seed)
+        add_adapters(model, config.adapter, magnitudes=config.mode == "dora")
+        if config.speed.precision == "bf16":    # frozen matrices need no more, they are read in bf16 anyway
+            for adapter in adapters_of(model).values():
+                adapter.layer.to(torch.bfloat16)
+
+
+def save_memory_and_time(model: JodiTransformer, speed: SpeedConfig) -> None:
+    """Recomputed and compiled blocks; the results are the same."""
+    for number, block in enumerate(model.blocks):
+        if speed.compile:
+            block.compile()
+        if speed.recompute and number % speed.recompute == 0:
+            recompute(block)
+
+
+def recompute(block: nn.Module) -> None:
+    forward = block.forward
+    block.forward = lambda *arguments, **options: checkpoint(forward, *arguments, use_reentrant=False, **options)
+
+
+def start_at_own_place(model: JodiTransformer, source: Source) -> None:
+    attend_own_place(model, latents_of(source, PICTURES))
 
 
 def latents_of(source: Source, count: int) -> torch.Tensor:

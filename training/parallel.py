@@ -1,7 +1,7 @@
 """One process or many: where this one computes, and how the model is spread over all of them."""
 
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -60,13 +60,14 @@ class Processes:
             loss.set_requires_gradient_sync(last)
         return nullcontext()
 
-    def computing(self, speed: SpeedConfig) -> ExitStack:
+    def autocast(self, speed: SpeedConfig):
         """The context of a forward pass."""
-        stack = ExitStack()
-        stack.enter_context(torch.autocast(self.device.type, torch.bfloat16, enabled=speed.precision == "bf16"))
-        if self.device.type == "cpu":    # few keys: faster than the fused kernel
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        return stack
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=speed.precision == "bf16")
+
+    def kernels(self):
+        """The context of forward and backward passes."""
+        # Few keys: faster than the fused kernel.
+        return sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
 
 
 def shard(loss: JointLoss, speed: SpeedConfig) -> JointLoss:

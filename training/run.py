@@ -4,14 +4,17 @@ from pathlib import Path
 
 import torch
 
+from jodi_core.files import write_safetensors
+from jodi_core.models.jodi import JodiTransformer
 from jodi_core.weights import load_autoencoder, load_text, write_model
 
 from . import checkpoint, loop
+from .adapters import adapter_tensors, merge_adapters
 from .config import TrainConfig
 from .data import MicroBatches, Source
 from .ema import Ema
 from .losses import JointLoss
-from .model import domain_weights, make_model
+from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place)
 from .optim import make_optimizers, peak_rates
 from .order import BatchOrder
 from .parallel import Processes
@@ -29,34 +32,58 @@ def prepare(config: TrainConfig, processes: Processes) -> None:
 
 def train(config: TrainConfig, processes: Processes) -> None:
     Path(config.output).mkdir(parents=True, exist_ok=True)
-    source = ToyScenes(config.toy)
-    run, model_config = start(config, source, processes)
+    config.accumulation(processes.world)    # refuses a batch that cannot be shared out
+    model = make_model(config, load_text(config.start.text_encoder, dtype=torch.float32))
+    source = open_source(config)
+    run = start(config, model, source, processes)
     order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed)
-    data = MicroBatches(source, order, config, model_config, processes)
-    data.accumulation    # refuses a batch that cannot be shared out
-    loop.train(config, run, data, processes, Watcher(config, processes))
+    loop.train(config, run, MicroBatches(source, order, config, model.config, processes), processes,
+               Watcher(config, processes))
 
 
-def start(config: TrainConfig, source: Source, processes: Processes):
-    """(run, configuration of the model), at the step of the newest valid checkpoint or at 0."""
-    model = make_model(config, source, load_text(config.start.text_encoder, dtype=torch.float32)).train()
-    loss = JointLoss(model, config.loss, domain_weights(config, source, model.config.num_domains))
-    spread = processes.spread(loss.to(processes.device), config.speed)
+def open_source(config: TrainConfig) -> Source:
+    return ToyScenes(config.toy)
+
+
+def start(config: TrainConfig, model: JodiTransformer, source: Source, processes: Processes) -> loop.Run:
+    """A run at the step of the newest valid checkpoint, or at 0."""
+    if config.start.own_place:
+        start_at_own_place(model, source)
+    weight_L = domain_weights(config, source, model.config.num_domains)
+    choose_trained(model.train(), config)
+    save_memory_and_time(model, config.speed)
+    spread = processes.spread(JointLoss(model, config.loss, weight_L).to(processes.device), config.speed)
     run = loop.Run(spread, make_optimizers(model, config.optim, peak_rates(config)[-1]),
                    Ema(model, config.ema) if config.ema else None)
     folder = checkpoint.newest_valid(Path(config.output)) if config.save.resume else None
     if folder:
         run.restore(folder, processes.world)
-    return run, model.config
+    return run
 
 
-def export(config: TrainConfig, target: Path) -> None:
-    """Write the newest checkpoint's weights, averaged if the run averages, as a transformer file in float16."""
-    run, model_config = start(config, ToyScenes(config.toy), Processes())
-    if not run.step:
+def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool = False) -> None:
+    """Write the newest checkpoint as files that Jodi Loader, or the host's LoRA loader, opens.
+
+    A transformer in float16; in the modes lora and dora the changes alone, unless `merged`. Averaged weights if the
+    run averages, unless `raw`.
+    """
+    model = make_model(config, load_text(config.start.text_encoder, dtype=torch.float32))
+    choose_trained(model, config)
+    averaged = bool(config.ema) and not raw
+    step = load_weights(config, model, averaged)
+    if config.mode in ("lora", "dora") and not merged:
+        write_safetensors(target, adapter_tensors(model), {"jodi_steps": str(step)}, overwrite=True)
+    else:
+        merge_adapters(model)
+        write_model(target, "transformer", model.config, {k: v.half() for k, v in model.state_dict().items()},
+                    overwrite=True)
+    print(f"{target}: step {step}")
+
+
+def load_weights(config: TrainConfig, model: JodiTransformer, averaged: bool) -> int:
+    """Fill what is trained from the newest valid checkpoint; returns its step."""
+    folder = checkpoint.newest_valid(Path(config.output))
+    if folder is None:
         raise FileNotFoundError(f"no checkpoint in {config.output}")
-    if run.ema:
-        run.ema.copy_to(run.model)
-    write_model(target, "transformer", model_config, {k: v.half() for k, v in run.model.state_dict().items()},
-                overwrite=True)
-    print(f"{target}: step {run.step}")
+    trained = {name: param.detach() for name, param in model.named_parameters() if param.requires_grad}
+    return checkpoint.load(folder, {"ema" if averaged else "model": trained})["step"]

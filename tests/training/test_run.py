@@ -54,10 +54,11 @@ def program(folder: Path, *options: str, processes: int = 1, dies: bool = False)
     assert (done.returncode != 0) == dies, done.stderr[-3000:]
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Averaged weights of the newest checkpoint."""
-    state, _ = run.start(toy_config(folder), run.ToyScenes(None), Processes())
-    return {name: value.clone() for name, value in state.ema.values.items()}
+def weights(folder: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
+    """Of the newest checkpoint."""
+    model = run.make_model(toy_config(folder), FakeText())
+    run.load_weights(toy_config(folder), model, averaged)
+    return {name: value.detach() for name, value in model.named_parameters()}
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -144,9 +145,9 @@ def test_a_finished_run_is_not_run_again(whole, monkeypatch):
 
 def test_the_rate_of_the_configuration_holds_after_resuming(tmp_path):
     run.train(toy_config(tmp_path, steps=2), Processes())
-    before = run.start(toy_config(tmp_path), run.ToyScenes(None), Processes())[0].model.state_dict()
+    before = weights(tmp_path, averaged=False)
     run.train(toy_config(tmp_path, steps=4, optim=OptimConfig(lr=0.0)), Processes())
-    after = run.start(toy_config(tmp_path), run.ToyScenes(None), Processes())[0].model.state_dict()
+    after = weights(tmp_path, averaged=False)
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
@@ -274,12 +275,13 @@ def test_nothing_to_export(tmp_path):
 def test_the_command_line(tmp_path, monkeypatch):
     calls = []
     for name in ("train", "export", "prepare", "make_bundle"):
-        monkeypatch.setattr(cli, name, lambda *arguments, name=name: calls.append((name, *arguments[1:])))
+        monkeypatch.setattr(cli, name, lambda *arguments, name=name, **options:
+                            calls.append((name, *arguments[1:], *options.values())))
     (tmp_path / "run.toml").write_text('output = "there"\n[speed]\ndevice = "cpu"')
-    for command in (["train"], ["export"], ["export", "--output", "x"], ["cache"], ["bundle"]):
+    for command in (["train"], ["export"], ["export", "--output", "x", "--merged"], ["cache"], ["bundle"]):
         cli.main([command[0], str(tmp_path / "run.toml"), "steps=2", *command[1:]])
     one = Processes()
-    assert calls == [("train", one), ("export", Path("there/transformer.safetensors")), ("export", Path("x")),
+    assert calls == [("train", one), ("export", Path("there/full.safetensors"), False, False), ("export", Path("x"), True, False),
                      ("prepare", one), ("make_bundle", Path("there/bundle"), one)]
 
 
