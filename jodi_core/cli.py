@@ -17,7 +17,7 @@ STORED_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8_
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 1 if a check failed, 2 for anything wrong with the input (one line says what), 130 interrupted."""
+    """Exit status: 0, 1 if a check failed, 2 for anything wrong with the input (one line says what), 130 interrupt."""
     options = _parser().parse_args(arguments)
     import torch
     try:
