@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from .host.sampling import FlowDPM, JointNoise, model_sigmas
 
-SAME_SCENE, LIKE_STOCK = NOISE_KINDS = ("same for every role choice", "like the stock node")
+SAME_SCENE, LIKE_STOCK, SAME_FRAME = NOISE_KINDS = (
+    "same for every role choice", "like the stock node", "same for every picture too")
 CATEGORY = "model/sampling/jodi"
 
 
@@ -66,11 +67,12 @@ class JodiNoise(io.ComfyNode):
                              tooltip="The noise."),
                 io.Combo.Input("kind", options=list(NOISE_KINDS),
                                tooltip=f"'{SAME_SCENE}': drawn for all domains as the published model does, as in Jodi "
-                                       f"Joint Sampler. '{LIKE_STOCK}': as RandomNoise and KSampler draw it."),
+                                       f"Joint Sampler. '{LIKE_STOCK}': as RandomNoise and KSampler draw it. '{SAME_FRAME}': one "
+                                       "noise for the whole batch, for the frames of a video."),
             ],
             outputs=[io.Noise.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
     def execute(cls, seed, kind) -> io.NodeOutput:
-        return io.NodeOutput(JointNoise(seed, per_domain=kind == SAME_SCENE))
+        return io.NodeOutput(JointNoise(seed, per_domain=kind != LIKE_STOCK, rows_alike=kind == SAME_FRAME))

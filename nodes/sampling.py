@@ -28,12 +28,19 @@ class JodiJointSampler(io.ComfyNode):
                 io.Float.Input("cfg", default=4.5, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="How strongly the prompt counts; 1 turns guidance off and halves the time. "
                                        "Without effect where the image is given."),
+                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True,
+                               tooltip="Below 1 the latent's own content is varied and not drawn from nothing: for "
+                                       "domains that are edited."),
+                io.Boolean.Input("same_noise", default=False, optional=True,
+                                 tooltip="One noise for the whole batch: the labels of a video's frames do not flicker, "
+                                         "and equal pictures get equal labels."),
             ],
             outputs=[io.Latent.Output(tooltip="For Jodi Label Decode, or VAE Decode (all domains as a batch).")],
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent_image, seed, steps, cfg) -> io.NodeOutput:
-        samples = sample_joint(model, latent_image, positive, negative, seed, steps, cfg)
+    def execute(cls, model, positive, negative, latent_image, seed, steps, cfg, denoise=1.0,
+                same_noise=False) -> io.NodeOutput:
+        samples = sample_joint(model, latent_image, positive, negative, seed, steps, cfg, denoise, same_noise)
         kept = {key: value for key, value in latent_image.items() if not key.startswith("downscale_ratio")}
         return io.NodeOutput(kept | {"samples": samples})

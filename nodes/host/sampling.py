@@ -35,19 +35,23 @@ def sample_flow(model, x, sigmas, extra_args, callback, disable=None):
     return sample_flow_dpm(velocity, x, sigmas, report)
 
 
-def reference_noise(shape: tuple[int, ...], roles: JointRoles, seed: int) -> torch.Tensor:
-    """(B, C, D, h, w) noise, drawn as the original does: for all domains of the model, of which the active are kept."""
+def reference_noise(shape: tuple[int, ...], roles: JointRoles, seed: int, rows_alike: bool = False) -> torch.Tensor:
+    """(B, C, D, h, w) noise, drawn as the original does: for all domains of the model, of which the active are kept.
+
+    rows_alike: every row has the noise of the first.
+    """
     rows, channels, _, height, width = shape
     generator = torch.Generator().manual_seed(seed)
-    noise_BLCHW = torch.randn(rows, len(roles.domains), channels, height, width, generator=generator)
-    return roles.keep_active(noise_BLCHW.transpose(1, 2))
+    drawn = 1 if rows_alike else rows
+    noise_BLCHW = torch.randn(drawn, len(roles.domains), channels, height, width, generator=generator)
+    return roles.keep_active(noise_BLCHW.transpose(1, 2)).repeat(rows // drawn, 1, 1, 1, 1)
 
 
 class JointNoise:
     """NOISE of the host: `reference_noise` if per_domain, else what its own samplers draw for the active domains."""
 
-    def __init__(self, seed: int, per_domain: bool):
-        self.seed, self.per_domain = seed, per_domain
+    def __init__(self, seed: int, per_domain: bool, rows_alike: bool = False):
+        self.seed, self.per_domain, self.rows_alike = seed, per_domain, rows_alike
 
     def generate_noise(self, latent: dict) -> torch.Tensor:
         samples = latent["samples"]
@@ -55,7 +59,7 @@ class JointNoise:
             return comfy.sample.prepare_noise(samples, self.seed, latent.get("batch_index"))
         given = latent.get(joint.ROLES)
         roles = joint.roles_of(latent, samples, given.domains if given else JODI_DOMAINS)
-        return reference_noise(samples.shape, roles, self.seed)
+        return reference_noise(samples.shape, roles, self.seed, self.rows_alike)
 
 
 def model_sigmas(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
@@ -64,10 +68,12 @@ def model_sigmas(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
     return flow_timesteps(max(steps, int(steps / denoise)), shift)[-(steps + 1):].float()
 
 
-def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int, guidance: float) -> torch.Tensor:
+def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int, guidance: float,
+                 denoise: float = 1.0, rows_alike: bool = False) -> torch.Tensor:
     """The samples of a LATENT after a run of the published sampler.
 
-    model: MODEL; positive, negative: CONDITIONING. Stops with the host's interrupt exception.
+    model: MODEL; positive, negative: CONDITIONING. denoise below 1 varies the latent's own content; rows_alike: one
+    noise for all rows. Stops with the host's interrupt exception.
     """
     config = model.model.diffusion_model.config
     samples = comfy.sample.fix_empty_latent_channels(
@@ -77,7 +83,7 @@ def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int,
         raise ValueError("the conditioning has other roles than the latent: take positive, negative and latent from "
                          "the same Jodi Role Switch")
     return comfy.sample.sample_custom(
-        model, reference_noise(samples.shape, roles, seed), guidance, FlowDPM(),
-        model_sigmas(model, steps), positive, negative, samples,
+        model, reference_noise(samples.shape, roles, seed, rows_alike), guidance, FlowDPM(),
+        model_sigmas(model, steps, denoise), positive, negative, samples,
         noise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)

@@ -7,7 +7,7 @@ from nodes_fixtures import golden, relative, switch, text
 
 from jodi_core.domains import JODI_DOMAINS, JointRoles
 from jodi_pack.nodes import joint
-from jodi_pack.nodes.custom_sampling import LIKE_STOCK, SAME_SCENE, JodiNoise, JodiSampler, JodiSigmas
+from jodi_pack.nodes.custom_sampling import LIKE_STOCK, SAME_FRAME, SAME_SCENE, JodiNoise, JodiSampler, JodiSigmas
 from jodi_pack.nodes.sampling import JodiJointSampler
 
 SAMPLER = golden("model_a.sampler.json")
@@ -71,3 +71,25 @@ def test_sigmas_follow_the_model_and_denoise(loaded):
     assert torch.equal(half, full[-5:]) and full[-1] == 0
     shifted = ModelSamplingSD3().patch(model, 6.0)[0]
     assert (JodiSigmas.execute(shifted, 8, 1.0).result[0][1:-1] > full[1:-1]).all()
+
+
+def test_one_noise_for_all_pictures(loaded):
+    """Equal frames get equal labels, and single ones those of the first row."""
+    model, _, vae = loaded
+    from nodes_fixtures import PICTURE
+    frames = switch(vae, generate=("depth",), condition=("image",), picture=PICTURE.repeat(3, 1, 1, 1))
+    own, same = (JodiJointSampler.execute(model, *frames, 1, 2, 1.0, 1.0, alike).result[0]["samples"]
+                 for alike in (False, True))
+    assert torch.allclose(same, same[:1].expand_as(same), atol=1e-5)
+    assert torch.allclose(own[0], same[0], atol=1e-5) and not torch.allclose(own[1], own[0], atol=1e-2)
+    noise, = JodiNoise.execute(1, SAME_FRAME).result
+    assert torch.equal(advanced(model, *frames[:2], 1.0, noise, 2, frames[2]), same)
+
+
+def test_denoise_varies_what_is_there(loaded):
+    model, _, vae = loaded
+    parts = switch(vae, generate=("image", "depth"))
+    first = JodiJointSampler.execute(model, *parts, 5, 4, 1.0).result[0]
+    near, far = (JodiJointSampler.execute(model, *parts[:2], first, 6, 4, 1.0, denoise).result[0]["samples"]
+                 for denoise in (0.25, 1.0))
+    assert 0 < relative(near, first["samples"]) < relative(far, first["samples"])
