@@ -1,6 +1,7 @@
 """Finding weight files: addresses, the hub's cache, and downloads that end where the host looks or leave nothing."""
 
 import errno
+import json
 from pathlib import Path
 
 import huggingface_hub
@@ -147,3 +148,12 @@ def test_an_interrupted_download_keeps_what_it_has(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         published.download("hf://owner/name/x.pth", folder=tmp_path)
     assert (tmp_path / ".jodi-download" / "x.incomplete").exists()
+
+
+def test_the_links_for_workflows_are_those_of_the_documentation():
+    documented = (Path(__file__).parents[2] / "docs" / "model_files.md").read_text().split("```json")[1].split("```")[0]
+    assert json.loads(documented) == published.model_links()
+    for link in published.model_links():
+        assert link["url"].startswith("https://") and link["directory"] in weights.HOST_FOLDERS.values()
+    for kind, folder in weights.HOST_FOLDERS.items():
+        assert f"models/{folder}/" in published.how_to_get(kind)
