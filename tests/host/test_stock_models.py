@@ -106,6 +106,17 @@ def test_merge_and_save(comfy, lora):
     assert difference(again, mixed) < 1e-4
 
 
+@stock("CheckpointSave", WORKS, "one file with all parts; Jodi Loader reads it under `checkpoints: ...`")
+def test_one_file_with_all_parts(comfy):
+    saved = scene() | {"file": node("CheckpointSave", model=link("load"), clip=link("load", 1), vae=link("load", 2),
+                                    filename_prefix="checkpoints/stock_all"), "made": ksampler()}
+    expected, = latents(comfy, saved, "made")
+    path = max((comfy.base / "output" / "checkpoints").glob("stock_all_*.safetensors"))
+    prompt = scene(model=f"checkpoints: {path.name}", text_encoder="in the model file", vae="in the model file")
+    again, = latents(comfy, prompt | {"made": ksampler()}, "made")
+    assert difference(again, expected) < 1e-4
+
+
 @stock("bf16 and fp8 storage (Jodi Loader's weight_dtype)", WORKS, "small differences; with a LoRA on top as well")
 def test_storage(comfy, lora):
     write(comfy, "stock_bf16.safetensors", lambda tensors: {key: value.bfloat16() for key, value in tensors.items()})
