@@ -11,9 +11,11 @@ from .pose import JodiPoseKeypoints
 from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
 from .text import JodiTextEncode
+from .tiles import JodiTiles
 
 NODES = [
     JodiLoader,
+    JodiTiles,
     JodiTextEncode,
     JodiRoleSwitch,
     JodiDomain,
