@@ -115,6 +115,18 @@ def test_convert_then_inspect(tmp_path, capsys):
     assert "source_sha256" in told
 
 
+@pytest.mark.parametrize("name, stored", [("fp32", "F32"), ("bf16", "BF16"), ("fp16", "F16"), ("fp8_e4m3", "F8_E4M3")])
+def test_convert_to_every_number_type(tiny_files, tmp_path, capsys, name, stored):
+    target = tmp_path / "a.safetensors"
+    assert cli.main(["convert", str(tiny_files["transformer"]), str(target), "--dtype", name]) == 0
+    assert " MB)" in capsys.readouterr().out and stored in inspect(target)["dtypes"]
+    pictures = tmp_path / name
+    assert cli.main(["joint", "--model", str(target), "--autoencoder", str(tiny_files["autoencoder"]), "--text-encoder",
+                     str(tiny_files["text_encoder"]), "--prompt", "a tree", "--steps", "2", "--domains", "image",
+                     "--output", str(pictures)]) == 0, "the command line computes in another type than it is stored in"
+    assert any(pictures.glob("*_00_image.png"))
+
+
 def test_the_package_imports_light_and_help_needs_no_model():
     check = "import sys, jodi_core; assert 'torch' not in sys.modules; jodi_core.Role; jodi_core.flow_timesteps"
     subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

@@ -62,7 +62,7 @@ def test_other_domains(load, domains, roles, extra, made):
 
 @pytest.mark.parametrize("width, heads, patch", [(1152, 16, 1), (1152, 16, 2), (2240, 20, 1)])
 def test_published_widths_without_metadata(tmp_path, width, heads, patch):
-    """One block of 600M and 1600M, as an original file: bare tensors with the prefix of a checkpoint and a stray key."""
+    """One block of 600M or 1600M as an original file: bare tensors, a checkpoint's prefix and a stray key."""
     config = JodiConfig(hidden_size=width, num_heads=heads, patch_size=patch, depth=1)
     shapes = expected_shapes("transformer", config)
     tensors = {f"model.diffusion_model.{name}": torch.zeros(shape, dtype=torch.bfloat16)
