@@ -8,6 +8,14 @@ from pathlib import Path
 from jodi_core.models.jodi_config import JodiConfig
 
 TASKS = ("joint", "control", "perceive")
+OPTIMIZERS = ("adamw", "adamw_8bit", "came", "came_8bit", "prodigy", "muon")
+OPTIMIZERS_WITH = {    # keys of [optim] that only some optimisers have
+    "eps": ("adamw", "adamw_8bit", "prodigy", "muon"),
+    "muon_lr": ("muon",),
+    "min_8bit": ("adamw_8bit", "came_8bit"),
+    "block_rows": ("came_8bit",),
+}
+SHARDED = ("adamw",)    # the others need whole tensors
 
 
 def one_of(section: str, value: str, choices: tuple[str, ...]) -> None:
@@ -87,13 +95,16 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    name: str = "adamw"          # or "muon": block matrices by Muon, the rest by AdamW
-    lr: float = 1e-4
+    name: str = "adamw"          # or "adamw_8bit", "came", "came_8bit", "prodigy" (finds its rate), "muon" (block
+                                 # matrices; the rest by AdamW)
+    lr: float = 1e-4             # prodigy: a factor on the rate it finds, about 1
     scale_lr: bool = False       # times sqrt(batch / 256), as the original
-    betas: tuple[float, ...] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[float, ...] = (0.9, 0.999)    # came: three, the original's are 0.9, 0.999, 0.9999
+    eps: float = 1e-8            # not of came
     weight_decay: float = 0.0
     muon_lr: float = 2e-2        # muon: rate of the block matrices; lr is AdamW's for the rest
+    min_8bit: int = 16384        # adamw_8bit, came_8bit: states of smaller tensors are kept in float32
+    block_rows: int = 2048       # came_8bit: rows of a matrix that share a range of values
     clip: float = 1.0            # gradient norm; 0: none
     schedule: str = "constant"   # or "linear", "cosine", "wsd" (warm-up, stable, decay)
     warmup: int = 500            # steps, linear
@@ -101,8 +112,24 @@ class OptimConfig:
     floor: float = 0.0           # of the rate, at the end of linear, cosine and wsd
 
     def __post_init__(self):
-        one_of("optim.name", self.name, ("adamw", "muon"))
+        one_of("optim.name", self.name, OPTIMIZERS)
+        self.check_keys()
         one_of("optim.schedule", self.schedule, ("constant", "linear", "cosine", "wsd"))
+
+    def check_keys(self) -> None:
+        """ValueError for values that the chosen optimiser does not use, or cannot."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for key, users in OPTIMIZERS_WITH.items():
+            if self.name not in users and getattr(self, key) != defaults[key]:
+                raise ValueError(f'optim.{key} = {getattr(self, key)} is of {", ".join(users)}, but optim.name is '
+                                 f'"{self.name}": leave it out')
+        averages = 3 if self.name.startswith("came") else 2
+        if len(self.betas) != averages:
+            raise ValueError(f'optim.betas has {len(self.betas)} values, but "{self.name}" takes {averages}'
+                             + (": the original's are [0.9, 0.999, 0.9999]" if averages == 3 else ""))
+        if self.name == "prodigy" and self.lr < 0.01:
+            raise ValueError(f'optim.lr = {self.lr}, but "prodigy" finds the rate itself and lr is a factor on it: '
+                             "use 1.0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +186,9 @@ class TrainConfig:
         for task in self.tasks:
             one_of("tasks", task, TASKS)
         self.check_mode()
-        if self.speed.shard and self.optim.name == "muon":
-            raise ValueError(f"optim.name = \"{self.optim.name}\" needs whole matrices, but speed.shard splits them: "
-                             "use adamw, or speed.shard = false")
+        if self.speed.shard and self.optim.name not in SHARDED:
+            raise ValueError(f'optim.name = "{self.optim.name}" needs whole matrices, but speed.shard splits them: use '
+                             f'{" or ".join(SHARDED)}, or speed.shard = false')
 
         if self.speed.shard and not self.in_turn:
             raise ValueError("speed.shard needs in_turn = true: processes that share a model must all evaluate it equally "
@@ -180,6 +207,9 @@ class TrainConfig:
         if self.mode == "domains" and (self.speed.shard or self.optim.weight_decay):
             raise ValueError('mode = "domains" freezes a part of the domain table: it needs speed.shard = false and '
                              f"optim.weight_decay = 0, not {self.optim.weight_decay}")
+        if self.mode == "domains" and self.optim.name == "came_8bit":
+            raise ValueError('mode = "domains" freezes a part of the domain table, but 8-bit averages of zero are not quite '
+                             'zero: use optim.name = "came"')
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per step and process. ValueError if they do not divide the batch."""

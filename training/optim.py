@@ -1,10 +1,12 @@
-"""Muon for block matrices, AdamW for the rest, and the learning-rate schedule."""
+"""The optimisers by name, and the learning-rate schedule."""
 
+import importlib
 import math
 
 import torch
 from torch import Tensor
 
+from .came import Came
 from .config import OptimConfig, TrainConfig
 
 
@@ -54,7 +56,8 @@ def make_optimizers(model, config: OptimConfig, lr: float) -> list[torch.optim.O
         matrices = [param for name, param in trained.items() if is_block_matrix(name, param)]
         rest = [param for name, param in trained.items() if not is_block_matrix(name, param)]
         return [Muon(matrices, config.muon_lr), adamw(rest, config, lr)]
-    return [adamw(list(trained.values()), config, lr)]
+    make = {"adamw": adamw, "adamw_8bit": adamw_8bit, "came": came, "came_8bit": came, "prodigy": prodigy}[config.name]
+    return [make(list(trained.values()), config, lr)]
 
 
 def is_block_matrix(name: str, param: Tensor) -> bool:
@@ -62,7 +65,33 @@ def is_block_matrix(name: str, param: Tensor) -> bool:
 
 
 def adamw(params: list, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr, betas=config.betas[:2], eps=config.eps, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(params, lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+
+
+def adamw_8bit(params: list, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    """Both moments in blocks of 256 values (Dettmers et al. 2022), on the CPU too."""
+    library = optional("bitsandbytes", config.name)
+    return library.optim.AdamW8bit(params, lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay,
+                                   min_8bit_size=config.min_8bit)
+
+
+def came(params: list, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    return Came(params, lr, config.betas, weight_decay=config.weight_decay, min_8bit=config.min_8bit,
+                block_rows=config.block_rows if config.name == "came_8bit" else 0)
+
+
+def prodigy(params: list, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
+    """Mishchenko and Defazio 2023. The small rates of a warm-up do not count in the estimate."""
+    return optional("prodigyopt", config.name).Prodigy(params, lr, betas=config.betas, eps=config.eps,
+                                                       weight_decay=config.weight_decay, safeguard_warmup=True)
+
+
+def optional(package: str, name: str):
+    """ImportError that says what to install."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ImportError(f'optim.name = "{name}" needs the package {package}: pip install {package}') from error
 
 
 def peak_rates(config: TrainConfig) -> list[float]:

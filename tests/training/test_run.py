@@ -82,7 +82,7 @@ def test_the_committed_configuration_loads():
     ("model = 3", "model is a section"),
     ("steps = 'many'", "steps = 'many' is not int"),
     ("tasks = ['joint', 'percieve']", "did you mean perceive"),
-    ("[optim]\nname = 'adam'", r"optim.name = 'adam': use one of adamw, muon; did you mean adamw\?"),
+    ("[optim]\nname = 'adam'", r"optim.name = 'adam': use one of adamw, .*; did you mean adamw\?"),
     ("[start]\nown_place = true", 'start.kind is "jodi"'),
     ("[speed]\nshard = true", "speed.shard needs in_turn = true"),
     ("in_turn = true\n[speed]\nshard = true\n[optim]\nname = 'muon'", "needs whole matrices"),
