@@ -1,6 +1,6 @@
-"""The pictures of the README and the workflows' thumbnails, made with the tiny model.
+"""The pictures of the README, made with the tiny model.
 
-    python benchmarks/readme_pictures.py            writes docs/images/*.png and workflows/*.jpg
+    python benchmarks/readme_pictures.py            writes docs/images/*.png
 """
 
 import sys
@@ -25,7 +25,6 @@ PROMPTS = (
 HELD_OUT = 20_000_000    # scenes that no part of the tiny model was trained on
 SCENES = (1, 3, 4)
 GUIDANCE = 3.0
-THUMBNAIL = (640, 360)
 
 
 def true_pictures() -> tuple[list, dict[str, torch.Tensor]]:
@@ -61,11 +60,6 @@ def main() -> None:
     (ROOT / "docs" / "images").mkdir(exist_ok=True)
     for name, sheet in sheets.items():
         sheet.save(ROOT / "docs" / "images" / f"{name}.png", optimize=True)
-    workflows = {"joint": "joint_generation", "control": "controllable_generation", "perception": "image_perception"}
-    for name, workflow in workflows.items():
-        thumbnail = sheets[name].convert("RGB")
-        thumbnail.thumbnail(THUMBNAIL)
-        thumbnail.save(ROOT / "workflows" / f"{workflow}.jpg", quality=90)
 
 
 if __name__ == "__main__":

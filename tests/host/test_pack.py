@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from jodi_core.published import model_links
 from scripts.comfy import PACK_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = sorted(page.stem for page in (ROOT / "web" / "docs").glob("*.md"))    # each node has a help page
-WORKFLOWS = ("joint_generation", "controllable_generation", "image_perception")
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 # What importing the pack adds to what the host itself imports; an empty pack brings in the host's own machinery.
 ADDED_BY_IMPORT = """
@@ -53,7 +54,9 @@ def test_help_page_is_served(comfy, name):
 def test_workflow_is_offered_as_a_template(comfy, name):
     assert name in comfy.get("/workflow_templates")[PACK_DIR]
     served = json.loads(comfy.fetch(f"/api/workflow_templates/{PACK_DIR}/{name}.json"))
-    assert any(node["type"] == "JodiJointSampler" for node in served["nodes"])
+    assert {"JodiLoader", "MarkdownNote"} <= {node["type"] for node in served["nodes"]}
+    links = next(node["properties"]["models"] for node in served["nodes"] if node["type"] == "JodiLoader")
+    assert links == model_links(), "the frontend offers what is missing"
     assert comfy.fetch(f"/api/workflow_templates/{PACK_DIR}/{name}.jpg")[:2] == b"\xff\xd8"
 
 

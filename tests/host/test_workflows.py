@@ -1,12 +1,21 @@
 """The shipped workflows, run by the real server: what comes out is a picture and seven labels, not just files."""
 
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from jodi_prompts import LABELS, as_array, joint_prompt, run
+import torch
+from jodi_prompts import LABELS, as_array, joint_prompt, link, node, run
+from safetensors.torch import save_file
+from stock import difference, latents
 
 from jodi_core.domains import JODI_DOMAINS
+from scripts.workflow import to_prompt
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 EVERYTHING = dict.fromkeys(JODI_DOMAINS, "generate")
 
@@ -24,15 +33,101 @@ def joint(server):
     return run(server, joint_prompt(EVERYTHING, steps=8))
 
 
-@pytest.mark.parametrize("name", ["joint_generation", "controllable_generation", "image_perception"])
+def saved_pictures(server, prompt: dict) -> dict[str, np.ndarray]:
+    """Title -> pictures (B, H, W, 3) of every Save Image node of a workflow; the title is the end of its file names."""
+    nodes = {node: part["inputs"]["filename_prefix"].rpartition("/")[2] for node, part in prompt.items()
+             if part["class_type"] == "SaveImage"}
+    outputs = server.run(prompt)
+    files = server.pictures({node: outputs[node] for node in nodes})
+    return {nodes[node]: np.stack([as_array(png) for png in pngs]) for node, pngs in files.items()}
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
 def test_shipped_workflow(comfy, prompt, name):
-    first, other = (run(comfy, with_seed(prompt(name), seed)) for seed in (1, 2))
-    assert first, "no picture was saved"
-    for node, picture in first.items():
-        title = prompt(name)[node]["inputs"]["filename_prefix"]
+    pictures = saved_pictures(comfy, prompt(name))
+    assert pictures, "no picture was saved"
+    for title, picture in pictures.items():
         # Black is a right answer for the pose of a scene without a person.
         assert picture.std() > 0.02 or title.endswith("openpose"), f"{title} is flat"
-    assert any(not np.array_equal(first[node], other[node]) for node in first)
+
+
+@pytest.mark.parametrize("name", ["joint_generation", "controllable_generation", "image_perception"])
+def test_another_seed_gives_other_pictures(comfy, prompt, name):
+    first, other = (saved_pictures(comfy, with_seed(prompt(name), seed)) for seed in (1, 2))
+    assert any(not np.array_equal(first[title], other[title]) for title in first)
+
+
+def nodes_of(prompt: dict, kind: str) -> list[str]:
+    """Ids of the nodes of a type, in the order in which the workflow has them."""
+    return sorted((node for node, part in prompt.items() if part["class_type"] == kind), key=int)
+
+
+def test_edits_stay_inside_their_masks(comfy, prompt):
+    edit = prompt("edit_two_domains")
+    before, after = latents(comfy, edit, *nodes_of(edit, "JodiJointSampler"))
+    changed = (before - after).abs().amax(dim=1)[0] > 1e-3    # image, depth: 8 x 8 cells of 16 pixels
+    assert changed[0, 1:, :5].all() and not changed[0, :1].any() and not changed[0, :, 5:].any()
+    assert changed[1, 2:, :4].all() and not changed[1, :1].any() and not changed[1, :, 5:].any()
+
+
+@pytest.mark.parametrize("name, first_has, given", [
+    ("several_conditions", ("image", "edge", "depth", "normal"), ("edge", "depth", "normal")),
+    ("relight_restyle", ("image", "depth", "albedo"), ("depth",))])
+def test_given_labels_stay(comfy, prompt, name, first_has, given):
+    workflow = prompt(name)
+    first, *_, last = latents(comfy, workflow, *nodes_of(workflow, "JodiJointSampler"))
+    for place, label in enumerate(given, 1):
+        assert difference(last[:, :, place], first[:, :, first_has.index(label)]) < 1e-5
+    assert difference(last[:, :, 0], first[:, :, 0]) > 0.1
+
+
+def test_inpainting_leaves_the_other_pixels(comfy, prompt):
+    workflow = prompt("segmentation_inpainting")
+    grow, = nodes_of(workflow, "GrowMask")
+    decode, = nodes_of(workflow, "JodiLabelDecode")
+    workflow |= {"900": node("MaskToImage", mask=link(grow)),
+                 "901": node("SaveImage", images=link("900"), filename_prefix="mask"),
+                 "902": node("SaveImage", images=link(decode), filename_prefix="before")}
+    pictures = saved_pictures(comfy, workflow)
+    outside = pictures["mask"][0, :, :, 0] == 0
+    change = np.abs(pictures["inpaint_after"][0] - pictures["before"][0])
+    assert 0.5 < outside.mean() < 0.95
+    assert change[outside].max() < 0.01 and change[~outside].mean() > 0.05
+
+
+def test_lists_and_frames(comfy, prompt):
+    folder, video = (saved_pictures(comfy, prompt(name)) for name in ("perceive_folder", "video_labels"))
+    assert {part.shape for part in (*folder.values(), *video.values())} == {(4, 128, 128, 3)}
+    assert len(list((comfy.base / "output" / "jodi").glob("video_*.mp4"))) >= 2
+
+
+def test_a_panorama_is_wide(comfy, prompt):
+    assert {part.shape for part in saved_pictures(comfy, prompt("large_picture")).values()} == {(1, 128, 384, 3)}
+
+
+def test_a_surface_is_saved(comfy, prompt):
+    workflow = prompt("depth_to_mesh")
+    saver, = nodes_of(workflow, "SaveGLB")
+    workflow[saver]["inputs"]["filename_prefix"] = "test/surface"    # not a cached run
+    file = comfy.run(workflow)[saver]["3d"][0]
+    glb = (comfy.base / "output" / file["subfolder"] / file["filename"]).read_bytes()
+    assert glb[:4] == b"glTF" and len(glb) > 100_000
+
+
+def test_a_lora_takes_its_place(comfy):
+    """Bypassed as shipped, since there is no LoRA yet; enabled it changes the picture."""
+    workflow = json.loads((ROOT / "workflows" / "stock_ksampler_lora.json").read_text(encoding="utf-8"))
+    plain = saved_pictures(comfy, to_prompt(workflow, comfy.get("/object_info")))["lora"]
+    target = comfy.base / "models" / "loras"
+    target.mkdir(parents=True, exist_ok=True)
+    name = "diffusion_model.blocks.2.attn.proj"
+    save_file({f"{name}.lora_A.weight": torch.ones(1, 160) * 0.5, f"{name}.lora_B.weight": torch.ones(160, 1) * 0.5},
+              target / "your_lora.safetensors")
+    for part in workflow["nodes"]:
+        if part["type"] == "LoraLoaderModelOnly":
+            part["mode"] = 0
+    changed = saved_pictures(comfy, to_prompt(workflow, comfy.get("/object_info")))["lora"]
+    assert np.abs(changed - plain).mean() > 0.001
 
 
 def test_seed_decides(comfy):

@@ -1,0 +1,112 @@
+"""Thumbnails of the workflows, made by running each of them on a real ComfyUI with the tiny model.
+
+    python benchmarks/thumbnails.py --comfyui FOLDER [NAME ...]        writes workflows/NAME.jpg
+"""
+
+import argparse
+import base64
+import io
+import json
+import math
+import struct
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.comfy import Comfy  # noqa: E402
+from scripts.workflow import to_prompt  # noqa: E402
+
+WIDTH, HEIGHT, GAP = 640, 360, 8
+GROUND = (24, 24, 24)
+MOST = 8    # pictures on a thumbnail
+
+
+def cell_size(count: int, rows: int) -> tuple[int, int]:
+    """(width, height) of each of `count` pictures in `rows` rows."""
+    columns = math.ceil(count / rows)
+    return (WIDTH - GAP) // columns - GAP, (HEIGHT - GAP) // rows - GAP
+
+
+def scale_into(picture: Image.Image, cell: tuple[int, int]) -> float:
+    return min(cell[0] / picture.width, cell[1] / picture.height)
+
+
+def compose(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures in as many rows as show most of them, each as large as fits into its cell."""
+    def shown(rows: int) -> float:
+        cell = cell_size(len(pictures), rows)
+        return sum(scale_into(picture, cell) ** 2 * picture.width * picture.height for picture in pictures)
+    rows = max(range(1, len(pictures) + 1), key=shown)
+    columns, cell = math.ceil(len(pictures) / rows), cell_size(len(pictures), rows)
+    sheet = Image.new("RGB", (WIDTH, HEIGHT), GROUND)
+    for number, picture in enumerate(pictures):
+        scale = scale_into(picture, cell)
+        picture = picture.resize((int(picture.width * scale), int(picture.height * scale)), Image.Resampling.LANCZOS)
+        row, column = divmod(number, columns)
+        sheet.paste(picture, (GAP + column * (cell[0] + GAP) + (cell[0] - picture.width) // 2,
+                              GAP + row * (cell[1] + GAP) + (cell[1] - picture.height) // 2))
+    return sheet
+
+
+def seen_from_the_side(glb: bytes, size: int = 340, degrees: float = 28.0) -> Image.Image:
+    """The vertices of a textured GLB surface as coloured dots, turned about the vertical axis."""
+    length, = struct.unpack_from("<I", glb, 12)
+    document, binary = json.loads(glb[20:20 + length]), glb[28 + length:]
+
+    def accessor(number: int, width: int) -> np.ndarray:
+        view = document["bufferViews"][document["accessors"][number]["bufferView"]]
+        return np.frombuffer(binary, "<f4", view["byteLength"] // 4, view["byteOffset"]).reshape(-1, width)
+    parts = document["meshes"][0]["primitives"][0]["attributes"]
+    points_N3, uvs_N2 = accessor(parts["POSITION"], 3), accessor(parts["TEXCOORD_0"], 2)
+    texture = Image.open(io.BytesIO(base64.b64decode(document["images"][0]["uri"].partition(",")[2]))).convert("RGB")
+    pixels = np.asarray(texture)[(uvs_N2[:, 1] * texture.height).astype(int), (uvs_N2[:, 0] * texture.width).astype(int)]
+    turn, centre_3 = np.radians(degrees), np.median(points_N3, axis=0)
+    x, y, z = (points_N3 - centre_3).T
+    turned_N3 = np.stack([x * np.cos(turn) + z * np.sin(turn), y, z * np.cos(turn) - x * np.sin(turn)], 1) + centre_3
+    across = size * 0.5 * (1 + turned_N3[:, 0] / -turned_N3[:, 2] * 1.9), size * 0.5 * (
+        1 - turned_N3[:, 1] / -turned_N3[:, 2] * 1.9)
+    canvas = np.full((size, size, 3), GROUND, np.uint8)
+    for point in np.argsort(turned_N3[:, 2]):    # the farthest first
+        column, row = int(across[0][point]), int(across[1][point])
+        if 0 <= column < size - 3 and 0 <= row < size - 3:
+            canvas[row:row + 3, column:column + 3] = pixels[point]
+    return Image.fromarray(canvas)
+
+
+def pictures_of(server: Comfy, prompt: dict) -> list[Image.Image]:
+    """What a run saved, in the order of the nodes; of many, the sheet alone; then the 3D view, if there is one."""
+    outputs = server.run(prompt)
+    shown = {node: found for node, found in outputs.items()
+             if found.get("images") and found["images"][0]["filename"].endswith(".png")}
+    saved = sorted(server.pictures(shown).items(), key=lambda item: int(item[0]))
+    titles = {node: prompt[node]["inputs"]["filename_prefix"] for node, _ in saved}
+    sheets = [files for node, files in saved if titles[node].endswith("sheet")]
+    chosen = sheets or [files for _, files in saved]
+    found = [Image.open(io.BytesIO(png)).convert("RGB") for files in chosen for png in files][:MOST]
+    surfaces = [server.base / "output" / part["subfolder"] / part["filename"]
+                for output in outputs.values() for part in output.get("3d", [])]
+    return found + [seen_from_the_side(path.read_bytes()) for path in surfaces[:1]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, default=ROOT / ".comfyui" / "ComfyUI", help="the folder with main.py")
+    parser.add_argument("names", nargs="*", help="workflows; all by default")
+    options = parser.parse_args()
+    paths = sorted((ROOT / "workflows").glob("*.json"))
+    with tempfile.TemporaryDirectory() as folder, \
+            Comfy(options.comfyui, Path(sys.executable), Path(folder), ROOT, "--cpu") as server:
+        for path in (path for path in paths if not options.names or path.stem in options.names):
+            prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"))
+            compose(pictures_of(server, prompt)).save(path.with_suffix(".jpg"), quality=90)
+            print(path.with_suffix(".jpg").name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

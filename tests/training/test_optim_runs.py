@@ -1,0 +1,107 @@
+"""Runs with every optimiser and with bfloat16 weights: what resumes is bit for bit what was not interrupted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from training import checkpoint, run
+from training.config import SpeedConfig
+from training.parallel import Processes
+
+sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
+
+from toy_run import OPTIMIZERS, toy_config, use_toy_parts  # noqa: E402
+
+pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+              pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+PROGRAM = Path(__file__).parent / "toy_run.py"
+
+
+@pytest.fixture(autouse=True)
+def toy_parts(monkeypatch):
+    use_toy_parts(monkeypatch.setattr)
+
+
+def stored(folder: Path) -> dict:
+    """Everything in the newest checkpoint of a run, by name."""
+    state = checkpoint.checkpoints(folder)[-1][1] / "state"
+    reader = dcp.FileSystemReader(state)
+    found = {name: torch.empty(entry.size, dtype=entry.properties.dtype) if hasattr(entry, "size") else None
+             for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return found
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert set(one) == set(other)
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) and value.dtype == other[name].dtype \
+            if isinstance(value, torch.Tensor) else value == other[name]
+        assert same, name
+
+
+def assert_resumes(folder: Path, **changes) -> dict:
+    run.train(toy_config(folder / "whole", **changes), Processes())
+    run.train(toy_config(folder / "parts", **(changes | {"steps": 3})), Processes())
+    run.train(toy_config(folder / "parts", **changes), Processes())
+    whole = stored(folder / "whole")
+    assert_same(whole, stored(folder / "parts"))
+    return whole
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_resumes_exactly(tmp_path, name):
+    whole = assert_resumes(tmp_path, optim=OPTIMIZERS[name])
+    small = [key for key, value in whole.items() if isinstance(value, torch.Tensor) and value.dtype == torch.uint8]
+    assert bool(small) == name.endswith("8bit"), "8-bit states are stored in 8 bits"
+    assert all(value.isfinite().all() for value in whole.values() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "kahan"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "prodigy"])
+def test_bfloat16_weights_resume_exactly(tmp_path, name, rounding):
+    speed = SpeedConfig(device="cpu", precision="pure_bf16", rounding=rounding)
+    whole = assert_resumes(tmp_path, optim=OPTIMIZERS[name], speed=speed)
+    types = {key.partition(".")[0]: set() for key in whole}
+    for key, value in whole.items():
+        if isinstance(value, torch.Tensor) and not key.endswith(".rest"):
+            types[key.partition(".")[0]].add(value.dtype)
+    assert types["model"] == {torch.bfloat16} and types["ema"] == {torch.float32}
+    assert torch.bfloat16 not in types["optimizers"], "averages of small steps need float32"
+    run.export(toy_config(tmp_path / "whole", optim=OPTIMIZERS[name], speed=speed), tmp_path / "model.safetensors")
+
+
+def test_bfloat16_weights_learn_like_float32_ones(tmp_path):
+    ends = {}
+    for precision in ("float32", "pure_bf16"):
+        folder = tmp_path / precision
+        run.train(toy_config(folder, steps=40, speed=SpeedConfig(device="cpu", precision=precision)), Processes())
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in log]
+        ends[precision] = sum(losses[-9:])
+        assert ends[precision] < 0.8 * sum(losses[:9])
+    assert ends["pure_bf16"] == pytest.approx(ends["float32"], rel=0.05)
+
+
+def program(folder: Path, *options: str, dies: bool = False) -> None:
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(PROGRAM), str(folder), *options],
+                          capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (done.returncode != 0) == dies, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("precision", ["float32", "pure_bf16"])
+def test_two_killed_processes_with_8_bit_states(tmp_path, precision):
+    options = "optim=came_8bit", f"precision={precision}"
+    program(tmp_path / "whole", *options)
+    program(tmp_path / "parts", *options, "kill=3", dies=True)
+    program(tmp_path / "parts", *options)
+    whole = stored(tmp_path / "whole")
+    assert_same(whole, stored(tmp_path / "parts"))
+    assert any(isinstance(value, torch.Tensor) and value.dtype == torch.uint8 for value in whole.values())
