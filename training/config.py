@@ -135,14 +135,21 @@ class OptimConfig:
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
     device: str = "auto"         # "cuda", "cpu"
-    precision: str = "bf16"      # autocast over float32 weights; or "float32"
+    precision: str = "bf16"      # autocast over float32 weights; "pure_bf16": weights, gradients too; or "float32"
+    rounding: str = "stochastic" # pure_bf16: of the weights; or "kahan", with 2 more bytes per weight
     workers: int = 0             # processes that read samples; 0: the training process itself
     shard: bool = False          # FSDP2 in place of copies of the model
     recompute: int = 0           # every n-th block is computed again in the backward pass, to save memory; 0: none
     compile: bool = False        # the blocks, one graph for all of them
 
     def __post_init__(self):
-        one_of("speed.precision", self.precision, ("float32", "bf16"))
+        one_of("speed.precision", self.precision, ("float32", "bf16", "pure_bf16"))
+        one_of("speed.rounding", self.rounding, ("stochastic", "kahan"))
+        if self.rounding == "kahan" and self.precision != "pure_bf16":
+            raise ValueError(f'speed.rounding is of bfloat16 weights, but speed.precision is "{self.precision}": use '
+                             '"pure_bf16", or leave it out')
+        if self.shard and self.precision == "pure_bf16":
+            raise ValueError('speed.precision = "pure_bf16" rounds whole tensors, but speed.shard splits them: use "bf16"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +201,10 @@ class TrainConfig:
             raise ValueError("speed.shard needs in_turn = true: processes that share a model must all evaluate it equally "
                              "often, so each micro-batch has one role pattern")
 
+        if self.speed.precision == "pure_bf16" and self.optim.name == "prodigy":
+            raise ValueError('speed.precision = "pure_bf16" takes one tensor after the other, but optim.name = "prodigy" '
+                             'looks at all of them: use speed.precision = "bf16"')
+
     def check_mode(self) -> None:
         if self.mode == "domains" and not self.start.extend:
             raise ValueError('mode = "domains" trains what start.extend adds, but start.extend is empty')
@@ -204,6 +215,9 @@ class TrainConfig:
             raise ValueError(f'mode = "{self.mode}" needs weights to start from, but start.kind is "nothing"')
         if self.mode != "full" and self.optim.name == "muon":
             raise ValueError(f'optim.name = "muon" is for whole matrices, but mode is "{self.mode}": use adamw')
+        if self.mode in ("lora", "dora") and self.speed.precision == "pure_bf16":
+            raise ValueError(f'mode = "{self.mode}" trains few weights and holds the others in bfloat16 with '
+                             'speed.precision = "bf16" already: use that')
         if self.mode == "domains" and (self.speed.shard or self.optim.weight_decay):
             raise ValueError('mode = "domains" freezes a part of the domain table: it needs speed.shard = false and '
                              f"optim.weight_decay = 0, not {self.optim.weight_decay}")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .came import Came
 from .config import OptimConfig, TrainConfig
+from .rounding import Rounded
 
 
 def orthogonalise(matrices_KMN: Tensor, iterations: int = 5) -> Tensor:
@@ -30,7 +31,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
         for group in self.param_groups:
             by_shape: dict[tuple, list] = {}
             for param in group["params"]:
@@ -49,15 +50,20 @@ class Muon(torch.optim.Optimizer):
                     param.add_(update.view_as(param), alpha=-scale)
 
 
-def make_optimizers(model, config: OptimConfig, lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model, config: TrainConfig) -> list:
     """One optimiser over what is trained; muon: block matrices (linear layers, 1x1 convolutions), AdamW for the rest."""
+    optim, lr = config.optim, peak_rates(config)[-1]
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    if config.name == "muon":
+    if optim.name == "muon":
         matrices = [param for name, param in trained.items() if is_block_matrix(name, param)]
         rest = [param for name, param in trained.items() if not is_block_matrix(name, param)]
-        return [Muon(matrices, config.muon_lr), adamw(rest, config, lr)]
-    make = {"adamw": adamw, "adamw_8bit": adamw_8bit, "came": came, "came_8bit": came, "prodigy": prodigy}[config.name]
-    return [make(list(trained.values()), config, lr)]
+        made = [Muon(matrices, optim.muon_lr), adamw(rest, optim, lr)]
+    else:
+        make = {"adamw": adamw, "adamw_8bit": adamw_8bit, "came": came, "came_8bit": came, "prodigy": prodigy}
+        made = [make[optim.name](list(trained.values()), optim, lr)]
+    if config.speed.precision == "pure_bf16":
+        return [Rounded(optimizer, config.speed.rounding, config.seed) for optimizer in made]
+    return made
 
 
 def is_block_matrix(name: str, param: Tensor) -> bool:
@@ -111,9 +117,11 @@ def schedule(step: int, steps: int, optim: OptimConfig) -> float:
 
 
 def set_rates(optimizers: list, config: TrainConfig, step: int) -> float:
-    """Set the learning rates for a step; returns the factor on the peaks."""
+    """Tell the optimisers the learning rates of a step and its number; returns the factor on the peaks."""
     factor = schedule(step, config.steps, config.optim)
     for optimizer, peak in zip(optimizers, peak_rates(config)):
         for group in optimizer.param_groups:
             group["lr"] = peak * factor
+        if isinstance(optimizer, Rounded):
+            optimizer.number = step
     return factor

@@ -62,7 +62,7 @@ class Processes:
 
     def autocast(self, speed: SpeedConfig):
         """The context of a forward pass."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=speed.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=speed.precision != "float32")
 
     def kernels(self):
         """The context of forward and backward passes."""

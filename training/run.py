@@ -15,9 +15,10 @@ from .data import MicroBatches, Source
 from .ema import Ema
 from .losses import JointLoss
 from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place)
-from .optim import make_optimizers, peak_rates
+from .optim import make_optimizers
 from .order import BatchOrder
 from .parallel import Processes
+from .rounding import to_bfloat16
 from .toy import ToyScenes, build_cache
 from .watch import Watcher
 
@@ -52,8 +53,10 @@ def start(config: TrainConfig, model: JodiTransformer, source: Source, processes
     weight_L = domain_weights(config, source, model.config.num_domains)
     choose_trained(model.train(), config)
     save_memory_and_time(model, config.speed)
+    if config.speed.precision == "pure_bf16":
+        to_bfloat16(model)
     spread = processes.spread(JointLoss(model, config.loss, weight_L).to(processes.device), config.speed)
-    run = loop.Run(spread, make_optimizers(model, config.optim, peak_rates(config)[-1]),
+    run = loop.Run(spread, make_optimizers(model, config),
                    Ema(model, config.ema) if config.ema else None)
     folder = checkpoint.newest_valid(Path(config.output)) if config.save.resume else None
     if folder:

@@ -37,7 +37,7 @@ def test_muon_treats_a_1x1_convolution_as_the_matrix_that_it_is():
 def test_every_parameter_has_one_optimizer():
     model = JodiTransformer(JodiConfig(hidden_size=64, depth=2, num_heads=4, qk_norm=True), device="meta")
     muon, adamw = ([id(p) for group in optimizer.param_groups for p in group["params"]]
-                   for optimizer in make_optimizers(model, OptimConfig(name="muon"), 1e-3))
+                   for optimizer in make_optimizers(model, TrainConfig(optim=OptimConfig(name="muon"))))
     assert sorted(muon + adamw) == sorted(id(p) for p in model.parameters())
     names = {name for name, p in model.named_parameters() if id(p) in muon}
     assert names == {f"blocks.{i}.{part}.weight" for i in range(2) for part in (

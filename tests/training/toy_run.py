@@ -1,6 +1,6 @@
 """A run small enough for tests: made-up samples, a text encoder that needs no file.
 
-Also a program: toy_run.py FOLDER [steps=N] [shard] [kill=STEP[:save]] ... trains, alone or under torchrun, and may kill
+Also a program: toy_run.py FOLDER [steps=N] [shard] [optim=NAME] [kill=STEP[:save]] ... trains, alone or under torchrun, and may kill
 itself in the middle.
 """
 
@@ -23,6 +23,12 @@ MODEL = JodiConfig(domains=("image", "depth", "edge"), hidden_size=32, depth=2, 
                    input_size=4, caption_channels=8, model_max_length=6, y_norm_scale_factor=1.0,
                    bins={1.0: (32, 32), 0.5: (16, 32)})
 SQUARE, WIDE = 40, 10    # samples
+ADAMW = OptimConfig(lr=1e-2, warmup=2, eps=1e-3)    # gradients of nothing stay nothing
+OPTIMIZERS = {optim.name: optim for optim in (
+    ADAMW, OptimConfig(name="adamw_8bit", lr=1e-2, warmup=2, min_8bit=64),
+    OptimConfig(name="came", lr=1e-2, warmup=2, betas=(0.9, 0.999, 0.9999)),
+    OptimConfig(name="came_8bit", lr=1e-2, warmup=2, betas=(0.9, 0.999, 0.9999), min_8bit=64, block_rows=10),
+    OptimConfig(name="prodigy", lr=1.0, warmup=2), OptimConfig(name="muon", lr=1e-2, warmup=2))}
 
 
 class ToySource:
@@ -47,8 +53,7 @@ class FakeText:
 def toy_config(folder: Path, **changes) -> TrainConfig:
     return replace(TrainConfig(
         output=str(folder), steps=6, batch=4, micro_batch=2, ema=0.9, in_turn=True, model=MODEL,
-        start=StartConfig(kind="nothing", gate=1.0), optim=OptimConfig(lr=1e-2, warmup=2, eps=1e-3),    # gradients of nothing stay nothing
-       
+        start=StartConfig(kind="nothing", gate=1.0), optim=ADAMW,
         speed=SpeedConfig(device="cpu", precision="float32"), save=SaveConfig(every=2, keep=2),
         watch=WatchConfig(every=1)), **changes)
 
@@ -82,9 +87,10 @@ def main() -> None:
         kill_at(int(step), where)
     torch.set_num_threads(1)
     processes = Processes.start("cpu")
-    speed = SpeedConfig(device="cpu", precision="float32", shard="shard" in options, workers=int(options.get("workers", 0)))
-    run.train(toy_config(Path(sys.argv[1]), steps=int(options.get("steps", 6)), speed=speed,
-                         in_turn="own" not in options), processes)
+    speed = SpeedConfig(device="cpu", precision=options.get("precision", "float32"), shard="shard" in options,
+                        workers=int(options.get("workers", 0)))
+    run.train(toy_config(Path(sys.argv[1]), steps=int(options.get("steps", 6)), speed=speed, in_turn="own" not in options,
+                         optim=OPTIMIZERS[options.get("optim", "adamw")]), processes)
     processes.close()
 
 
