@@ -24,6 +24,7 @@ TORCH = "torch==2.13.0"
 COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 NOT_NEEDED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs")
 TEST_TOOLS = ("pytest>=8",)
+TRAINING = ("bitsandbytes==0.50.2", "prodigyopt==1.1.2")  # optimisers of the trainer
 
 # Where torch has no CUDA, torchvision's compiled half (linked against CUDA) does not load.  Its Python half then only
 # misses two operator names, which it describes to torch at import.
@@ -95,7 +96,8 @@ def install(python: Path, folder: Path) -> None:
     lines = (folder / "ComfyUI" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     requirements.write_text("\n".join(line for line in lines if not is_for(line, NOT_NEEDED)) + "\n")
     constraints.write_text(TORCH + "\n")
-    pip(python, "install", "-c", str(constraints), "-r", str(requirements), *TEST_TOOLS)
+    pip(python, "install", "-c", str(constraints), "-r", str(requirements), *TEST_TOOLS,
+        *TRAINING)
     mend_companions(python)
 
 
