@@ -96,8 +96,7 @@ def install(python: Path, folder: Path) -> None:
     lines = (folder / "ComfyUI" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     requirements.write_text("\n".join(line for line in lines if not is_for(line, NOT_NEEDED)) + "\n")
     constraints.write_text(TORCH + "\n")
-    pip(python, "install", "-c", str(constraints), "-r", str(requirements), *TEST_TOOLS,
-        *TRAINING)
+    pip(python, "install", "-c", str(constraints), "-r", str(requirements), *TEST_TOOLS, *TRAINING)
     mend_companions(python)
 
 

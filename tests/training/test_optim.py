@@ -1,12 +1,15 @@
-"""Muon, the split of the parameters, the schedule."""
+"""The optimisers by name, Muon, the schedule, what the configuration refuses."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
-from training.config import OptimConfig, TrainConfig
+from training.came import Came
+from training.config import OptimConfig, TrainConfig, load_config
 from training.optim import Muon, make_optimizers, orthogonalise, peak_rates, schedule
 
 
@@ -60,3 +63,75 @@ def test_the_rate_rises_and_takes_its_course(name, at_half, at_end):
 def test_the_rate_grows_with_the_root_of_the_batch():
     config = TrainConfig(batch=64, optim=OptimConfig(lr=1e-4, scale_lr=True))
     assert peak_rates(config) == [pytest.approx(5e-5)]
+
+
+def test_the_reference_recipe():
+    config = load_config(Path(__file__).resolve().parents[2] / "training" / "configs" / "reference.toml")
+    assert config.model == JodiConfig() and config.accumulation(8) == 1 and config.ema == 0
+    assert peak_rates(config) == [pytest.approx(1e-4 * (32 / 256) ** 0.5)]
+    optimizer, = make_optimizers(torch.nn.Linear(200, 100), config)
+    group, = optimizer.param_groups
+    assert isinstance(optimizer, Came)
+    assert (group["betas"], group["weight_decay"], group["clip"], group["block_rows"], group["min_8bit"]) == (
+        (0.9, 0.999, 0.9999), 0.0, 1.0, 2048, 16384)
+    assert [schedule(step, config.steps, config.optim) for step in (0, 999, 1999, 129_999)] == [0.0005, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"name": "came"}, r"optim.betas has 2 values, but \"came\" takes 3: the original's are \[0.9"),
+    ({"betas": (0.9, 0.999, 0.9999)}, "optim.betas has 3 values"),
+    ({"name": "came", "betas": (0.9, 0.999, 0.9999), "eps": 1e-6}, "optim.eps = 1e-06 is of adamw.*leave it out"),
+    ({"name": "came", "betas": (0.9, 0.999, 0.9999), "block_rows": 64}, "optim.block_rows = 64 is of came_8bit"),
+    ({"muon_lr": 0.1}, "optim.muon_lr = 0.1 is of muon"),
+    ({"name": "prodigy"}, "finds the rate itself.*use 1.0"),
+    ({"name": "came8bit"}, "did you mean came_8bit"),
+])
+def test_keys_of_other_optimisers_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        OptimConfig(**values)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("in_turn = true\nspeed.shard = true\noptim.name = 'came'\noptim.betas = [0.9, 0.999, 0.9999]", "whole matrices"),
+    ("mode = 'domains'\nstart.extend = {heat = 'depth'}\noptim.name = 'came_8bit'\noptim.betas = [0.9, 0.999, 0.9999]",
+     "not quite zero: use optim.name = \"came\""),
+    ("speed.rounding = 'kahan'", "speed.rounding is of bfloat16 weights"),
+    ("in_turn = true\nspeed.shard = true\nspeed.precision = 'pure_bf16'", "rounds whole tensors"),
+    ("mode = 'lora'\nspeed.precision = 'pure_bf16'", "holds the others in bfloat16"),
+    ("optim.name = 'prodigy'\noptim.lr = 1.0\nspeed.precision = 'pure_bf16'", "one tensor after the other"),
+])
+def test_what_does_not_go_together_is_refused(tmp_path, text, message):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_config(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("name, package", [("adamw_8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_a_missing_package_is_named(monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        make_optimizers(torch.nn.Linear(2, 2), TrainConfig(optim=OptimConfig(name=name, lr=1.0)))
+
+
+def test_prodigy_finds_a_rate():
+    weight = torch.nn.Parameter(torch.full((4, 4), 3.0))
+    optimizer, = make_optimizers(torch.nn.ParameterList([weight]), TrainConfig(optim=OptimConfig(name="prodigy", lr=1.0)))
+    for _ in range(200):
+        weight.grad = 2 * weight.detach()
+        optimizer.step()
+    assert weight.detach().abs().max() < 0.3 and optimizer.param_groups[0]["d"] > 1e-3
+
+
+def test_8_bit_adamw_follows_adamw():
+    ends = []
+    for name in ("adamw", "adamw_8bit"):
+        weight = torch.nn.Parameter(torch.ones(64, 64))
+        keys = {"min_8bit": 64} if name == "adamw_8bit" else {}
+        optimizer, = make_optimizers(torch.nn.ParameterList([weight]),
+                                     TrainConfig(optim=OptimConfig(name=name, lr=1e-2, **keys)))
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(20):
+            weight.grad = torch.randn(64, 64, generator=generator) + 0.5
+            optimizer.step()
+        ends.append(weight.detach() - 1)
+    assert torch.cosine_similarity(ends[0].flatten(), ends[1].flatten(), dim=0) > 0.98 and not torch.equal(*ends)
