@@ -1,6 +1,7 @@
 """CAME against recorded steps of the original, and its 8-bit first moment."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_states_keep_their_types_in_another_optimiser():
     others, second = recorded_optimizer("came8bit")
     for name, param in others.items():
         param.data.copy_(params[name])
-    second.load_state_dict(optimizer.state_dict())
+    second.load_state_dict(deepcopy(optimizer.state_dict()))
     assert second.state[others["linear"]]["moment"].dtype == torch.uint8
     for number in (1, 2):
         take_step(params, optimizer, number)
