@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 
-from training import checkpoint, run
+from training import run
 from training.config import SpeedConfig
 from training.parallel import Processes
 
 sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
 
-from toy_run import OPTIMIZERS, toy_config, use_toy_parts  # noqa: E402
+from toy_run import OPTIMIZERS, stored, toy_config, use_toy_parts  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
@@ -26,16 +25,6 @@ PROGRAM = Path(__file__).parent / "toy_run.py"
 @pytest.fixture(autouse=True)
 def toy_parts(monkeypatch):
     use_toy_parts(monkeypatch.setattr)
-
-
-def stored(folder: Path) -> dict:
-    """Everything in the newest checkpoint of a run, by name."""
-    state = checkpoint.checkpoints(folder)[-1][1] / "state"
-    reader = dcp.FileSystemReader(state)
-    found = {name: torch.empty(entry.size, dtype=entry.properties.dtype) if hasattr(entry, "size") else None
-             for name, entry in reader.read_metadata().state_dict_metadata.items()}
-    dcp.load(found, storage_reader=reader, no_dist=True)
-    return found
 
 
 def assert_same(one: dict, other: dict) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed.checkpoint as dcp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -63,6 +64,16 @@ def use_toy_parts(patch=setattr) -> None:
     patch(run, "load_text", lambda *arguments, **keywords: FakeText())
 
 
+def stored(folder: Path) -> dict:
+    """Everything in the newest checkpoint of a run, by name."""
+    state = checkpoint.checkpoints(folder)[-1][1] / "state"
+    reader = dcp.FileSystemReader(state)
+    found = {name: torch.empty(entry.size, dtype=entry.properties.dtype) if hasattr(entry, "size") else None
+             for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    dcp.load(found, storage_reader=reader, no_dist=True)
+    return found
+
+
 def kill_at(step: int, where: str) -> None:
     """End this process without a word: after `step` optimiser steps, or while their checkpoint is written."""
     finish, after_step = checkpoint.finish, run.Watcher.after_step
@@ -89,8 +100,10 @@ def main() -> None:
     processes = Processes.start("cpu")
     speed = SpeedConfig(device="cpu", precision=options.get("precision", "float32"), shard="shard" in options,
                         workers=int(options.get("workers", 0)))
-    run.train(toy_config(Path(sys.argv[1]), steps=int(options.get("steps", 6)), speed=speed, in_turn="own" not in options,
-                         optim=OPTIMIZERS[options.get("optim", "adamw")]), processes)
+    steps, batch, micro_batch = (int(options.get(name, default)) for name, default in (
+        ("steps", 6), ("batch", 4), ("micro_batch", 2)))
+    run.train(toy_config(Path(sys.argv[1]), steps=steps, batch=batch, micro_batch=micro_batch, speed=speed,
+                         in_turn="own" not in options, optim=OPTIMIZERS[options.get("optim", "adamw")]), processes)
     processes.close()
 
 
