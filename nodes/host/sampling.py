@@ -9,6 +9,7 @@ import torch
 from ...jodi_core.domains import JODI_DOMAINS, JointRoles
 from ...jodi_core.sampling import flow_timesteps, sample_flow_dpm
 from .. import joint
+from .version import require
 
 
 class FlowDPM(comfy.samplers.KSAMPLER):
@@ -75,6 +76,7 @@ def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int,
     model: MODEL; positive, negative: CONDITIONING. denoise below 1 varies the latent's own content; rows_alike: one
     noise for all rows. Stops with the host's interrupt exception.
     """
+    require("sampler")
     config = model.model.diffusion_model.config
     samples = comfy.sample.fix_empty_latent_channels(
         model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal"))

@@ -18,6 +18,7 @@ from comfy.text_encoders.spiece_tokenizer import SPieceTokenizer
 from ...jodi_core import weights
 from ...jodi_core.text import BOS, PAD, TextConfig, clean_prompt, selected_positions
 from ..joint import PLAIN, PlainReading
+from .version import require
 
 NAME = "gemma2_2b"    # under which the host looks for the sizes of a model
 
@@ -94,6 +95,7 @@ def keep_in_16bit(model: JodiTextModel, tensors: dict) -> None:
 
 def load_clip(path: str, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """CLIP from a Gemma-2 file with its tokenizer inside. Raises WeightsError if the file is another or damaged."""
+    require("CLIP")
     config, tensors = weights.read_text_encoder(Path(path))
     spiece_model = tensors.pop("spiece_model", None)
     if spiece_model is None:

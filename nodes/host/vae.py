@@ -11,9 +11,14 @@ import torch
 from ...jodi_core import weights
 from ...jodi_core.models.dcae import DCAE
 from ...jodi_core.models.jodi import JodiConfig
+from .version import require, require_attributes
 
 # Bytes of working memory per byte and pixel, for the widest layers at full resolution with room to spare.
 MEMORY_PER_PIXEL = 1000
+# Attributes of the host's object that get another value here.
+REPLACED = ("latent_channels", "latent_dim", "not_video", "upscale_ratio", "downscale_ratio", "upscale_index_formula",
+            "downscale_index_formula", "memory_used_encode", "memory_used_decode", "disable_offload", "size",
+            "first_stage_model", "patcher", "vae_dtype")
 
 
 class DomainwiseDCAE(DCAE):
@@ -34,7 +39,9 @@ class JodiVAE(comfy.sd.VAE):
     """
 
     def __init__(self, path: str, joint_config: JodiConfig):
+        require("VAE")
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)})
+        require_attributes("VAE", self, REPLACED)
         config, state_dict = weights.read_autoencoder(Path(path))
         self.joint_config = joint_config    # of the transformer that it serves: domains and sizes for the role switch
         self.latent_channels, self.latent_dim, self.not_video = config.latent_channels, 3, True

@@ -1,0 +1,51 @@
+"""What the registry would ship: small, complete, with an icon and a banner of the sizes that it wants."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts.comfy import PACK
+
+ROOT = Path(__file__).parent.parent
+MOST = 60_000_000    # bytes
+
+
+def listed(*options: str) -> set[str]:
+    done = subprocess.run(["git", "ls-files", *options], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return set(done.stdout.splitlines())
+
+
+@pytest.fixture(scope="module")
+def shipped() -> set[str]:
+    return listed() - listed("--cached", "--ignored", "--exclude-from=.comfyignore")
+
+
+def test_the_package_is_small_and_complete(shipped):
+    assert sum((ROOT / name).stat().st_size for name in shipped if (ROOT / name).is_file()) < MOST
+    for part in (*PACK, "LICENSE", "README.md", "CHANGELOG.md", "requirements.txt"):
+        assert any(name == part or name.startswith(part + "/") for name in shipped), part
+    rooms = {name.partition("/")[0] for name in shipped if "/" in name}
+    assert not rooms & {"tests", "training", "benchmarks", "scripts", "docs", ".github", ".ci"}
+
+
+def test_nothing_has_to_be_installed():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert all(not line.strip() or line.startswith("#") for line in lines)
+
+
+def test_the_version_has_its_changes():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert project["project"]["version"] == newest
+    assert project["tool"]["comfy"]["requires-comfyui"] == ">=0.27.0"
+
+
+def test_pictures_of_the_pack():
+    icon, banner = (Image.open(ROOT / "docs" / "images" / f"{name}.png") for name in ("icon", "banner"))
+    assert icon.size == (400, 400) and banner.width * 9 == banner.height * 21
