@@ -15,7 +15,7 @@ OPTIMIZERS_WITH = {    # keys of [optim] that only some optimisers have
     "min_8bit": ("adamw_8bit", "came_8bit"),
     "block_rows": ("came_8bit",),
 }
-SHARDED = ("adamw",)    # the others need whole tensors
+SHARDED = ("adamw", "came")    # the others need whole tensors
 
 
 def one_of(section: str, value: str, choices: tuple[str, ...]) -> None:

@@ -92,7 +92,7 @@ def test_keys_of_other_optimisers_are_refused(values, message):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("in_turn = true\nspeed.shard = true\noptim.name = 'came'\noptim.betas = [0.9, 0.999, 0.9999]", "whole matrices"),
+    ("in_turn = true\nspeed.shard = true\noptim.name = 'came_8bit'\noptim.betas = [0.9, 0.999, 0.9999]", "whole matrices"),
     ("mode = 'domains'\nstart.extend = {heat = 'depth'}\noptim.name = 'came_8bit'\noptim.betas = [0.9, 0.999, 0.9999]",
      "not quite zero: use optim.name = \"came\""),
     ("speed.rounding = 'kahan'", "speed.rounding is of bfloat16 weights"),

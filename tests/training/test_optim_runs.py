@@ -85,12 +85,23 @@ def program(folder: Path, *options: str, dies: bool = False) -> None:
     assert (done.returncode != 0) == dies, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("precision", ["float32", "pure_bf16"])
-def test_two_killed_processes_with_8_bit_states(tmp_path, precision):
-    options = "optim=came_8bit", f"precision={precision}"
+@pytest.mark.parametrize("options", [("optim=came_8bit",), ("optim=came_8bit", "precision=pure_bf16"),
+                                     ("optim=came", "shard")], ids=" ".join)
+def test_two_killed_processes_end_like_uninterrupted_ones(tmp_path, options):
     program(tmp_path / "whole", *options)
     program(tmp_path / "parts", *options, "kill=3", dies=True)
     program(tmp_path / "parts", *options)
     whole = stored(tmp_path / "whole")
     assert_same(whole, stored(tmp_path / "parts"))
-    assert any(isinstance(value, torch.Tensor) and value.dtype == torch.uint8 for value in whole.values())
+    types = {value.dtype for value in whole.values() if isinstance(value, torch.Tensor)}
+    assert (torch.uint8 in types) == ("optim=came_8bit" in options)
+    if "shard" in options:
+        run.train(toy_config(tmp_path / "one", optim=OPTIMIZERS["came"]), Processes())
+        assert_near(stored(tmp_path / "one"), whole)
+
+
+def assert_near(one: dict, other: dict) -> None:
+    for name, value in one.items():
+        # A bias of all keys changes nothing: its gradients are rounding errors, and CAME's steps do not grow with them.
+        if isinstance(value, torch.Tensor) and "kv_linear.bias" not in name:
+            assert (value - other[name]).abs().max() <= 1e-3 * value.abs().max(), name

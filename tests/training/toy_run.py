@@ -27,8 +27,8 @@ SQUARE, WIDE = 40, 10    # samples
 ADAMW = OptimConfig(lr=1e-2, warmup=2, eps=1e-3)    # gradients of nothing stay nothing
 OPTIMIZERS = {optim.name: optim for optim in (
     ADAMW, OptimConfig(name="adamw_8bit", lr=1e-2, warmup=2, min_8bit=64),
-    OptimConfig(name="came", lr=1e-2, warmup=2, betas=(0.9, 0.999, 0.9999)),
-    OptimConfig(name="came_8bit", lr=1e-2, warmup=2, betas=(0.9, 0.999, 0.9999), min_8bit=64, block_rows=10),
+    OptimConfig(name="came", lr=1e-3, warmup=2, betas=(0.9, 0.999, 0.9999)),
+    OptimConfig(name="came_8bit", lr=1e-3, warmup=2, betas=(0.9, 0.999, 0.9999), min_8bit=64, block_rows=10),
     OptimConfig(name="prodigy", lr=1.0, warmup=2), OptimConfig(name="muon", lr=1e-2, warmup=2))}
 
 
