@@ -61,9 +61,9 @@ def test_workflow_is_offered_as_a_template(comfy, name):
 
 
 def test_import_is_quick(comfy):
-    """The host's own measurement, in its log; a second is far more than the pack needs even on a busy machine."""
+    """The host's own measurement, in its log; on an idle machine it is below 0.05."""
     seconds = re.search(rf"([\d.]+) seconds: \S*{PACK_DIR}", comfy.log_text())
-    assert float(seconds[1]) < 1.0
+    assert float(seconds[1]) < 0.3
 
 
 def test_import_brings_nothing_along(comfy, comfyui, tmp_path):
