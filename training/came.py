@@ -14,8 +14,8 @@ class Came(torch.optim.Optimizer):
     """Matrices (R, C) and 1x1 convolutions keep averages of R rows and C columns; all else keeps one per element.
 
     betas: of the update, of the squared gradient, of the update's uncertainty. clip: largest root mean square of an
-    update before averaging. block_rows: 0, or the first moment of factored tensors with more than `min_8bit` elements is
-    stored in 8 bits, with one range for so many rows. States keep their types in state dictionaries.
+    update before averaging. block_rows: 0, or the first moment of factored tensors with more than `min_8bit` elements
+    is stored in 8 bits, with one range for so many rows. States keep their types in state dictionaries.
     """
 
     def __init__(self, params, lr: float, betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), *,

@@ -149,7 +149,8 @@ class SpeedConfig:
             raise ValueError(f'speed.rounding is of bfloat16 weights, but speed.precision is "{self.precision}": use '
                              '"pure_bf16", or leave it out')
         if self.shard and self.precision == "pure_bf16":
-            raise ValueError('speed.precision = "pure_bf16" rounds whole tensors, but speed.shard splits them: use "bf16"')
+            raise ValueError('speed.precision = "pure_bf16" rounds whole tensors, but speed.shard splits them: use '
+                             '"bf16"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,14 +197,13 @@ class TrainConfig:
         if self.speed.shard and self.optim.name not in SHARDED:
             raise ValueError(f'optim.name = "{self.optim.name}" needs whole matrices, but speed.shard splits them: use '
                              f'{" or ".join(SHARDED)}, or speed.shard = false')
-
         if self.speed.shard and not self.in_turn:
-            raise ValueError("speed.shard needs in_turn = true: processes that share a model must all evaluate it equally "
-                             "often, so each micro-batch has one role pattern")
+            raise ValueError("speed.shard needs in_turn = true: processes that share a model must all evaluate it "
+                             "equally often, so each micro-batch has one role pattern")
 
         if self.speed.precision == "pure_bf16" and self.optim.name == "prodigy":
-            raise ValueError('speed.precision = "pure_bf16" takes one tensor after the other, but optim.name = "prodigy" '
-                             'looks at all of them: use speed.precision = "bf16"')
+            raise ValueError('speed.precision = "pure_bf16" takes one tensor after the other, but optim.name = '
+                             '"prodigy" looks at all of them: use speed.precision = "bf16"')
 
     def check_mode(self) -> None:
         if self.mode == "domains" and not self.start.extend:
@@ -215,15 +215,15 @@ class TrainConfig:
             raise ValueError(f'mode = "{self.mode}" needs weights to start from, but start.kind is "nothing"')
         if self.mode != "full" and self.optim.name == "muon":
             raise ValueError(f'optim.name = "muon" is for whole matrices, but mode is "{self.mode}": use adamw')
-        if self.mode in ("lora", "dora") and self.speed.precision == "pure_bf16":
-            raise ValueError(f'mode = "{self.mode}" trains few weights and holds the others in bfloat16 with '
-                             'speed.precision = "bf16" already: use that')
+        if self.mode != "full" and self.speed.precision == "pure_bf16":
+            raise ValueError(f'mode = "{self.mode}" trains few weights, so bfloat16 ones save nothing: use '
+                             'speed.precision = "bf16"')
         if self.mode == "domains" and (self.speed.shard or self.optim.weight_decay):
             raise ValueError('mode = "domains" freezes a part of the domain table: it needs speed.shard = false and '
                              f"optim.weight_decay = 0, not {self.optim.weight_decay}")
         if self.mode == "domains" and self.optim.name == "came_8bit":
-            raise ValueError('mode = "domains" freezes a part of the domain table, but 8-bit averages of zero are not quite '
-                             'zero: use optim.name = "came"')
+            raise ValueError('mode = "domains" freezes a part of the domain table, but 8-bit averages of zero are not '
+                             'quite zero: use optim.name = "came"')
 
     def accumulation(self, world: int) -> int:
         """Micro-batches per step and process. ValueError if they do not divide the batch."""

@@ -51,7 +51,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimizers(model, config: TrainConfig) -> list:
-    """One optimiser over what is trained; muon: block matrices (linear layers, 1x1 convolutions), AdamW for the rest."""
+    """One optimiser over what is trained, or two: Muon of block matrices (linear layers, 1x1 convolutions) and AdamW of
+    the rest. With bfloat16 weights they are wrapped by `Rounded`.
+    """
     optim, lr = config.optim, peak_rates(config)[-1]
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
     if optim.name == "muon":

@@ -1,7 +1,7 @@
 """Weights in bfloat16 without float32 copies: each step works on one tensor in float32 and rounds it back with care.
 
 bfloat16 has 8 bits of mantissa, so a step below 1/512 of a weight would be lost by rounding to the nearest. Either
-rounding is random and right on average, or what rounding took is kept beside the weight and given back in the next step.
+rounding is random and right on average, or what it took is kept beside the weight and given back in the next step.
 """
 
 import torch

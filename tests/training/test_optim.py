@@ -92,12 +92,13 @@ def test_keys_of_other_optimisers_are_refused(values, message):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("in_turn = true\nspeed.shard = true\noptim.name = 'came_8bit'\noptim.betas = [0.9, 0.999, 0.9999]", "whole matrices"),
+    ("in_turn = true\nspeed.shard = true\noptim.name = 'came_8bit'\noptim.betas = [0.9, 0.999, 0.9999]",
+     "whole matrices"),
     ("mode = 'domains'\nstart.extend = {heat = 'depth'}\noptim.name = 'came_8bit'\noptim.betas = [0.9, 0.999, 0.9999]",
      "not quite zero: use optim.name = \"came\""),
     ("speed.rounding = 'kahan'", "speed.rounding is of bfloat16 weights"),
     ("in_turn = true\nspeed.shard = true\nspeed.precision = 'pure_bf16'", "rounds whole tensors"),
-    ("mode = 'lora'\nspeed.precision = 'pure_bf16'", "holds the others in bfloat16"),
+    ("mode = 'lora'\nspeed.precision = 'pure_bf16'", "trains few weights"),
     ("optim.name = 'prodigy'\noptim.lr = 1.0\nspeed.precision = 'pure_bf16'", "one tensor after the other"),
 ])
 def test_what_does_not_go_together_is_refused(tmp_path, text, message):
@@ -115,7 +116,8 @@ def test_a_missing_package_is_named(monkeypatch, name, package):
 
 def test_prodigy_finds_a_rate():
     weight = torch.nn.Parameter(torch.full((4, 4), 3.0))
-    optimizer, = make_optimizers(torch.nn.ParameterList([weight]), TrainConfig(optim=OptimConfig(name="prodigy", lr=1.0)))
+    optimizer, = make_optimizers(torch.nn.ParameterList([weight]),
+                                 TrainConfig(optim=OptimConfig(name="prodigy", lr=1.0)))
     for _ in range(200):
         weight.grad = 2 * weight.detach()
         optimizer.step()

@@ -1,7 +1,7 @@
 """A run small enough for tests: made-up samples, a text encoder that needs no file.
 
-Also a program: toy_run.py FOLDER [steps=N] [shard] [optim=NAME] [kill=STEP[:save]] ... trains, alone or under torchrun, and may kill
-itself in the middle.
+Also a program: toy_run.py FOLDER [steps=N] [shard] [optim=NAME] [kill=STEP[:save]] ... trains, alone or under torchrun,
+and may kill itself in the middle.
 """
 
 import os
