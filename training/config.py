@@ -1,6 +1,7 @@
 """One TOML file describes a run. What is unknown or contradictory is refused before anything is loaded."""
 
 import difflib
+import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -114,6 +115,8 @@ class OptimConfig:
     def __post_init__(self):
         one_of("optim.name", self.name, OPTIMIZERS)
         self.check_keys()
+        if self.block_rows < 1:
+            raise ValueError(f"optim.block_rows is {self.block_rows}, but must be at least 1")
         one_of("optim.schedule", self.schedule, ("constant", "linear", "cosine", "wsd"))
 
     def check_keys(self) -> None:
@@ -200,7 +203,6 @@ class TrainConfig:
         if self.speed.shard and not self.in_turn:
             raise ValueError("speed.shard needs in_turn = true: processes that share a model must all evaluate it "
                              "equally often, so each micro-batch has one role pattern")
-
         if self.speed.precision == "pure_bf16" and self.optim.name == "prodigy":
             raise ValueError('speed.precision = "pure_bf16" takes one tensor after the other, but optim.name = '
                              '"prodigy" looks at all of them: use speed.precision = "bf16"')
@@ -283,3 +285,16 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
 
 def to_dict(config) -> dict:
     return asdict(config)
+
+
+def differences(before: dict, config: TrainConfig) -> list[str]:
+    """What a configuration changes in one that was read back from JSON: "optim.name was 'adamw' and is 'came'"."""
+    old, new = flat(before), flat(json.loads(json.dumps(to_dict(config))))
+    return [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
+
+
+def flat(values: dict, where: str = "") -> dict:
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return found

@@ -1,8 +1,10 @@
 """From a configuration to a run: data, model, optimisers, the newest checkpoint; then the loop. And what comes out."""
 
+import json
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from jodi_core.files import write_safetensors
 from jodi_core.models.jodi import JodiTransformer
@@ -10,7 +12,7 @@ from jodi_core.weights import load_autoencoder, load_text, write_model
 
 from . import checkpoint, loop
 from .adapters import adapter_tensors, merge_adapters
-from .config import TrainConfig
+from .config import TrainConfig, differences
 from .data import MicroBatches, Source
 from .ema import Ema
 from .losses import JointLoss
@@ -60,8 +62,19 @@ def start(config: TrainConfig, model: JodiTransformer, source: Source, processes
                    Ema(model, config.ema) if config.ema else None)
     folder = checkpoint.newest_valid(Path(config.output)) if config.save.resume else None
     if folder:
-        run.restore(folder, processes.world)
+        go_on(run, folder, config, processes)
     return run
+
+
+def go_on(run: loop.Run, folder: Path, config: TrainConfig, processes: Processes) -> None:
+    """ValueError with what is set otherwise if the checkpoint holds other tensors than the run."""
+    try:
+        run.restore(folder, processes.world)
+    except CheckpointException as error:
+        before = json.loads((folder / "run.json").read_text())["config"]
+        raise ValueError(f"the checkpoint {folder} does not fit the configuration: "
+                         f"{'; '.join(differences(before, config)) or 'another version wrote it'}. Set back "
+                         "what shapes the model or its optimiser, or use another output") from error
 
 
 def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool = False) -> None:

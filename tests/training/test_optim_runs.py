@@ -105,3 +105,17 @@ def assert_near(one: dict, other: dict) -> None:
         # A bias of all keys changes nothing: its gradients are rounding errors, and CAME's steps do not grow with them.
         if isinstance(value, torch.Tensor) and "kv_linear.bias" not in name:
             assert (value - other[name]).abs().max() <= 1e-3 * value.abs().max(), name
+
+
+@pytest.mark.parametrize("changes, message", [({"optim": OPTIMIZERS["came"]}, "optim.name was 'adamw' and is 'came'"),
+                                              ({"ema": 0.5}, r"ema was 0.0 and is 0.5")])
+def test_a_checkpoint_that_does_not_fit_names_what_has_changed(tmp_path, changes, message):
+    run.train(toy_config(tmp_path, steps=2, ema=0.0), Processes())
+    with pytest.raises(ValueError, match=f"step_0000002 does not fit .*{message}.*or use another output"):
+        run.train(toy_config(tmp_path, **({"ema": 0.0} | changes)), Processes())
+
+
+def test_whole_and_bfloat16_weights_can_take_turns(tmp_path):
+    for steps, precision in ((2, "bf16"), (4, "pure_bf16"), (6, "float32")):
+        run.train(toy_config(tmp_path, steps=steps, speed=SpeedConfig(device="cpu", precision=precision)), Processes())
+    assert {value.dtype for name, value in stored(tmp_path).items() if name.startswith("model.")} == {torch.float32}
