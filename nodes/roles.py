@@ -22,6 +22,13 @@ def text_rows(conditioning: list) -> int | None:
     return cond.shape[1] if mask is None else int(mask.sum())
 
 
+def require_choices(choices: dict) -> None:
+    """ValueError for combos whose value the host did not know: it hands nothing on for these."""
+    unknown = [name for name, choice in choices.items() if choice is None]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)}: not one of the choices that the node offers")
+
+
 def given_inputs(name: str) -> list[io.Input]:
     # Not the domain's own name, which its role already has as its path.
     return [io.Image.Input(f"{name}_picture", optional=True, tooltip=f"The {name} picture that is given."),
@@ -90,10 +97,11 @@ class JodiRoleSwitch(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, vae, size, batch_size, positive=None, negative=None, fit=FIT_MODES[0], more=None,
+    def execute(cls, vae, size=None, batch_size=1, positive=None, negative=None, fit=FIT_MODES[0], more=None,
                 **roles) -> io.NodeOutput:
         config, factor = vae.joint_config, vae.spacial_compression_encode()
-        told = {name: roles[name] for name in JODI_DOMAINS if name in roles} | (more or {})
+        require_choices({"size": size} | {name: roles.get(name) for name in JODI_DOMAINS})
+        told = {name: roles[name] for name in JODI_DOMAINS} | (more or {})
         given = Given({name: Choice.read(name, values, config.domains) for name, values in told.items()},
                       config, factor)
         pixels, rows = given.size(size), given.rows(batch_size)
@@ -129,7 +137,8 @@ class JodiDomain(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, name, domain, more=None) -> io.NodeOutput:
+    def execute(cls, name, domain=None, more=None) -> io.NodeOutput:
+        require_choices({"domain": domain})
         name, more = name.strip(), more or {}
         if not name or name in more:
             raise ValueError(f"give each Jodi Domain the name of another domain, not {name!r}")

@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 # What an installed pack consists of; the host gets a copy, so nothing else can be relied upon by accident.
-PACK = ("__init__.py", "pyproject.toml", "jodi_core", "nodes", "web", "locales", "workflows")
+PACK = ("__init__.py", "pyproject.toml", "jodi_core", "nodes", "web", "locales", "workflows", "subgraphs")
 PACK_DIR = "comfyui-jodi"
 START_SECONDS = 180
 

@@ -15,8 +15,8 @@ NEEDED = {
               "comfy.model_base:BaseModel.load_model_weights", "comfy.model_base:ModelType",
               "comfy.supported_models_base:BASE.process_unet_state_dict_for_saving",
               "comfy.model_patcher:CoreModelPatcher", "comfy.model_management:archive_model_dtypes",
-              "comfy.patcher_extension:WrappersMP.DIFFUSION_MODEL", "comfy.patcher_extension:WrappersMP.CALC_COND_BATCH",
-              "comfy.patcher_extension:WrappersMP.PREDICT_NOISE", "comfy.patcher_extension:WrappersMP.OUTER_SAMPLE",
+              *(f"comfy.patcher_extension:WrappersMP.{kind}" for kind in (
+                  "DIFFUSION_MODEL", "CALC_COND_BATCH", "PREDICT_NOISE", "OUTER_SAMPLE")),
               "comfy.conds:CONDConstant", "comfy.conds:CONDNoiseShape"),
     "VAE": ("comfy.sd:VAE", "comfy.model_patcher:CoreModelPatcher", "comfy.model_management:vae_dtype"),
     "CLIP": ("comfy.sd:CLIP", "comfy.sd1_clip:SDClipModel", "comfy.text_encoders.llama:Gemma2_2B",

@@ -115,3 +115,59 @@ def test_every_workflow_opens(comfy, tmp_path, prompt, object_info):
         assert not seen["unknown"], name
         assert not seen["covered"], name
         assert_same_prompt(prompt(name), seen["prompt"], object_info)
+
+
+# ---- blueprints -------------------------------------------------------------------------------------------------
+
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
+# Pictures into every open socket of the one node on the canvas, a preview behind every output; then run.
+CONNECT = """(async () => {
+  const blueprint = app.graph.nodes[0];
+  blueprint.inputs.forEach((input, slot) => {
+    if (input.type !== 'IMAGE') return;
+    const picture = LiteGraph.createNode('EmptyImage');
+    app.graph.add(picture);
+    picture.pos = [-350, 100 + 200 * slot];
+    for (const [name, value] of [['width', 128], ['height', 96], ['color', 0x808080 * (slot + 1) %% 0xffffff]])
+      picture.widgets.find(w => w.name === name).value = value;
+    picture.connect(0, blueprint, slot);
+  });
+  blueprint.outputs.forEach((output, slot) => {
+    const preview = LiteGraph.createNode('PreviewImage');
+    app.graph.add(preview);
+    preview.pos = [650 + 260 * (slot %% 3), 100 + 320 * Math.floor(slot / 3)];
+    blueprint.connect(slot, preview, 0);
+  });
+  return %s;
+})()""" % RUN
+
+
+async def run_blueprints(address: str, profile: Path) -> dict[str, dict]:
+    """Blueprint -> what the frontend makes of it, and how its run ended."""
+    found = {}
+    async with chromium.Page(BROWSER, profile) as page:
+        await page.call("Page.navigate", url=address)
+        await page.wait_for(READY)
+        for path in BLUEPRINTS:
+            await page.evaluate(f"app.loadGraphData({path.read_text(encoding='utf-8')})")
+            await page.wait_for("app.graph.nodes.length === 1 && app.graph.nodes[0].subgraph")
+            inner = await page.evaluate("app.graph.nodes[0].subgraph.nodes.map(n => [n.type, !!n.comfyClass])")
+            widgets = await page.evaluate("app.graph.nodes[0].widgets.map(w => [w.name, String(w.value)])")
+            end = await page.evaluate(CONNECT)
+            await page.evaluate(FIT)
+            await asyncio.sleep(1.5)
+            await page.screenshot(SHOTS / f"blueprint_{path.stem.replace(' ', '_')}.png")
+            found[path.stem] = {"inner": inner, "widgets": dict(widgets), "end": end}
+    return found
+
+
+def test_blueprints_are_listed_and_run(comfy, tmp_path):
+    listed = {part["name"]: part for part in comfy.get("/global_subgraphs").values()
+              if "jodi" in str(part.get("info", part)).lower()}
+    assert {path.stem for path in BLUEPRINTS} <= set(listed) and len(BLUEPRINTS) == 3
+    quiet_frontend(comfy)
+    for name, seen in asyncio.run(run_blueprints(comfy.url, tmp_path)).items():
+        assert "JodiLoader" in {kind for kind, _ in seen["inner"]} and all(known for _, known in seen["inner"]), name
+        assert seen["end"][0] == "execution_success", (name, seen["end"][1])
+        assert {"model_name", "vae_name", "steps", "seed"} <= set(seen["widgets"]), (name, seen["widgets"])
+        assert seen["widgets"]["model_name"] == "tiny (bundled)", name

@@ -36,6 +36,20 @@ def test_nodes_appear(comfy, object_info):
     assert "IMPORT FAILED" not in comfy.log_text()
 
 
+def test_names_are_our_own(object_info):
+    """Nodes and sockets that no other pack can have."""
+    ours = {name: part for name, part in object_info.items() if part["python_module"].endswith(PACK_DIR)}
+    assert all(name.startswith("Jodi") for name in ours) and len(ours) == len(NODES)
+
+    def sockets(nodes: list) -> set[str]:
+        inputs = {kind for part in nodes for section in ("required", "optional")
+                  for kind, *_ in part["input"].get(section, {}).values() if isinstance(kind, str)}
+        kinds = inputs | {kind for part in nodes for kind in part["output"] if isinstance(kind, str)}
+        return {one for kind in kinds for one in kind.split(",")}    # of several that fit
+    host = sockets([part for name, part in object_info.items() if name not in ours])
+    assert all(kind.startswith("JODI_") for kind in sockets(list(ours.values())) - host)
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_every_input_explains_itself(object_info, name):
     assert object_info[name]["description"] and object_info[name]["search_aliases"]

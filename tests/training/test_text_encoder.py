@@ -38,10 +38,10 @@ def test_facts_appear_at_the_words_that_complete_them(encoder):
     text = "a red house on the left, a dog, a clear blue sky"
     tokens, so_far, recent = label(text, known, encoder.tokenizer.encode)
     words = [encoder.tokenizer.id_to_piece(token) for token in tokens]
-    assert words[0] == "<s>" and stated(so_far[words.index("▁red")]) == {}
-    assert stated(so_far[words.index("▁house")]) == {"house": "red"}
-    assert stated(so_far[words.index("▁left")]) == {"house": "red", "house_side": "left"}
-    assert stated(recent[words.index("▁dog")]) == {"dog": "dog"}
+    assert words[0] == "<s>" and stated(so_far[words.index("\u2581red")]) == {}
+    assert stated(so_far[words.index("\u2581house")]) == {"house": "red"}
+    assert stated(so_far[words.index("\u2581left")]) == {"house": "red", "house_side": "left"}
+    assert stated(recent[words.index("\u2581dog")]) == {"dog": "dog"}
     assert stated(so_far[-1]) == {"house": "red", "house_side": "left", "dog": "dog", "sky": "clear"}
 
 
@@ -67,7 +67,7 @@ def test_every_caption_fits_and_every_word_is_one_token(encoder):
 def test_tokenizer_is_blind_to_case_and_spells_unknown_letters(encoder):
     encode = encoder.tokenizer.encode
     assert encode("A Red  HOUSE") == encode("a red house")
-    assert encoder.tokenizer.unk_id() not in encode("über ☃ 12")
+    assert encoder.tokenizer.unk_id() not in encode("über \u2603 12")
 
 
 @torch.no_grad()

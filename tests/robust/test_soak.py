@@ -1,0 +1,62 @@
+"""Hundreds of prompts of all kinds, some interrupted, on one server: no failure, and memory that stays."""
+
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hostile import chains
+from jodi_prompts import LABELS, joint_prompt, link, node
+
+SIZES = ((128, 128), (160, 96), (96, 160), (192, 128), (64, 64))
+WARM_UP, GROWTH = 60, 0.05    # prompts; of the resident memory after them
+
+
+def resident(pid: int) -> float:
+    """MB of a process, without pages that files back."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(fields["RssAnon"].split()[0]) / 1024
+
+
+def some_prompt(rng: random.Random) -> dict:
+    """A task with random roles, size, seed and batch."""
+    if rng.random() < 0.3:
+        prompt = dict(rng.choice(list(chains().values())))
+        prompt["salt"] = node("PreviewAny", source=str(rng.random()))    # so that it is not all cached
+        return prompt
+    task = rng.choice(("joint", "control", "perceive"))
+    labels = rng.sample(LABELS, rng.randint(1, len(LABELS)))
+    roles = {"joint": dict.fromkeys(("image", *labels), "generate"),
+             "control": {"image": "generate"} | dict.fromkeys(labels, "picture"),
+             "perceive": {"image": "picture"} | dict.fromkeys(labels, "generate")}[task]
+    prompt = joint_prompt(roles, seed=rng.getrandbits(40), steps=rng.randint(1, 4), batch=rng.randint(1, 3),
+                          size=rng.choice(SIZES), cfg=rng.choice((1.0, 3.0)))
+    prompt["picture"] = node("EmptyImage", width=rng.randint(16, 300), height=rng.randint(16, 300), batch_size=1,
+                             color=rng.getrandbits(24))
+    if rng.random() < 0.3:
+        prompt["sample"] = node("KSampler", **prompt["sample"]["inputs"] | {
+            "sampler_name": rng.choice(("euler", "dpmpp_2m", "heun")), "scheduler": "simple", "denoise": 1.0,
+            "latent_image": link("roles", 2)})
+    return prompt
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+def test_soak(server, count: int = 300):
+    rng, memory, ends = random.Random(0), [], {"success": 0, "interrupted": 0}
+    for number in range(count):
+        queued = server.queue(some_prompt(rng))
+        if rng.random() < 0.15:
+            threading.Timer(rng.random(), server.post, ("/interrupt", {})).start()
+        entry = server.wait(queued, 120)
+        kinds = {kind for kind, _ in entry["status"]["messages"]}
+        interrupted = "execution_interrupted" in kinds
+        assert interrupted or entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]
+        ends["interrupted" if interrupted else "success"] += 1
+        time.sleep(0.05)
+        memory.append(resident(server.process.pid))
+    told = {n: round(memory[n - 1]) for n in (20, WARM_UP, *range(100, count + 1, 50))}
+    print(ends, "MB after prompts:", told)
+    warm, last = max(memory[WARM_UP - 20:WARM_UP + 20]), max(memory[-40:])
+    assert last < warm * (1 + GROWTH), told
