@@ -69,7 +69,7 @@ class JodiLabelConvert(io.ComfyNode):
 
     @classmethod
     def execute(cls, label, kind=None) -> io.NodeOutput:
-        if kind is None:
+        if not isinstance(kind, dict):
             raise ValueError("kind: not one of the choices that the node offers")
         picture_B3HW, mask_BHW = convert(label.movedim(-1, 1), kind)
         return io.NodeOutput(picture_B3HW.movedim(1, -1).contiguous(), mask_BHW)

@@ -23,8 +23,8 @@ def text_rows(conditioning: list) -> int | None:
 
 
 def require_choices(choices: dict) -> None:
-    """ValueError for combos whose value the host did not know: it hands nothing on for these."""
-    unknown = [name for name, choice in choices.items() if choice is None]
+    """ValueError for dynamic combos with a value that the host does not know: it hands no dictionary on for these."""
+    unknown = [name for name, choice in choices.items() if not isinstance(choice, dict)]
     if unknown:
         raise ValueError(f"{', '.join(unknown)}: not one of the choices that the node offers")
 

@@ -27,7 +27,7 @@ for pack in (EMPTY, PACK):
     assert asyncio.run(nodes.load_custom_node(pack, module_parent="custom_nodes"))
 ours = PACK.replace(".", "_x_")  # the host names a pack's modules after its path
 added = {name.partition(".")[0] for name in set(sys.modules) - before if not name.startswith(ours)}
-print(*sorted(added - set(sys.stdlib_module_names)))
+print(*sorted(added - set(sys.stdlib_module_names) - {"comfyui_version"}))  # the host's own
 """
 
 
@@ -61,7 +61,19 @@ def test_every_input_explains_itself(object_info, name):
 @pytest.mark.parametrize("name", NODES)
 def test_help_page_is_served(comfy, name):
     page = comfy.fetch(f"/extensions/{PACK_DIR}/docs/{name}.md").decode()
-    assert len(page) > 300
+    assert len(page) > 300 and f"](images/{name}.png)" in page
+    assert comfy.fetch(f"/extensions/{PACK_DIR}/docs/images/{name}.png")[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("language", ["de", "zh"])
+def test_nodes_are_translated(object_info, language):
+    """Names of all nodes and of their inputs; of nested inputs only the English ones exist in the format."""
+    translated = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(translated) == set(NODES)
+    for name in NODES:
+        inputs = {key for section in ("required", "optional") for key in object_info[name]["input"].get(section, {})}
+        missing = inputs - {"vae", *translated[name].get("inputs", {})}
+        assert translated[name]["display_name"] and translated[name]["description"] and not missing, (name, missing)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
