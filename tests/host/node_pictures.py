@@ -68,7 +68,7 @@ async def draw(address: str, profile: Path, names: list[str]) -> None:
                                          ".getBoundingClientRect())")
             picture = shot.convert("RGB").crop([side + int(canvas[number % 2]) for number, side in enumerate(box)])
             (DOCS / "images").mkdir(exist_ok=True)
-            picture.quantize(128).save(DOCS / "images" / f"{name}.png", optimize=True)
+            picture.save(DOCS / "images" / f"{name}.png", optimize=True)
             print(name, picture.size, flush=True)
 
 
