@@ -51,6 +51,34 @@ class StartConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetConfig:
+    """One data set: a folder with metadata.jsonl (docs/training.md)."""
+
+    path: str
+    split: str = ""              # reads metadata.SPLIT.jsonl
+    repeat: int = 1
+    captions: dict[str, float] = field(default_factory=dict)    # caption source = weight; empty: all alike
+
+    def __post_init__(self):
+        if self.repeat < 1 or any(weight < 0 for weight in self.captions.values()):
+            raise ValueError(f"data.sets: {self.path}: repeat {self.repeat} must be at least 1 and the weights of "
+                             f"captions {self.captions} not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    sets: tuple[SetConfig, ...] = ()
+    cache: str = ""              # folder for latents and text features; empty: encoded whenever they are read
+    empty_pose: bool = True      # a missing openpose label is the black picture of "nobody"
+    segmentation: str = "nearest"    # how class colours are resized; "bicubic" as the original
+    on_error: str = "skip"       # a sample that cannot be read: "skip" takes the next one of its bin, or "stop"
+
+    def __post_init__(self):
+        one_of("data.segmentation", self.segmentation, ("nearest", "bicubic"))
+        one_of("data.on_error", self.on_error, ("skip", "stop"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ToyConfig:
     """Drawn scenes in place of data.sets, encoded once. `bins` maps "HxW" to the share of scenes of that size."""
 
@@ -184,6 +212,7 @@ class TrainConfig:
     ema: float = 0.0             # decay of the averaged weights, reached gradually; 0: none
     start: StartConfig = StartConfig()
     model: JodiConfig = JodiConfig()
+    data: DataConfig = DataConfig()
     toy: ToyConfig = ToyConfig()
     adapter: AdapterConfig = AdapterConfig()
     loss: LossConfig = LossConfig()
@@ -197,6 +226,9 @@ class TrainConfig:
         for task in self.tasks:
             one_of("tasks", task, TASKS)
         self.check_mode()
+        if self.data.sets and not self.data.cache and self.speed.workers:
+            raise ValueError(f"data.cache is empty, so pictures are encoded in the training process: set speed.workers = 0 "
+                             f"instead of {self.speed.workers}, or name a cache")
         if self.speed.shard and self.optim.name not in SHARDED:
             raise ValueError(f'optim.name = "{self.optim.name}" needs whole matrices, but speed.shard splits them: use '
                              f'{" or ".join(SHARDED)}, or speed.shard = false')
@@ -252,6 +284,8 @@ def convert(known, value, name: str):
     """A TOML value as the field wants it."""
     if is_dataclass(known.default):
         return build(type(known.default), value, f"{name}.")
+    if name == "data.sets":
+        return tuple(build(SetConfig, item, f"{name}.") for item in value)
     if isinstance(value, list):
         return tuple(value)
     wanted = known.type if isinstance(known.type, type) else None

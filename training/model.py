@@ -1,11 +1,13 @@
 """The model that a run starts from, and what of it is trained."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from jodi_core.models.jodi import JodiTransformer
-from jodi_core.weights import load_transformer, resolve
+from jodi_core.models.jodi import JodiConfig, JodiTransformer
+from jodi_core.weights import load_transformer, read_transformer, resolve
 
 from .adapters import adapters_of, add_adapters
 from .config import SpeedConfig, TrainConfig
@@ -16,6 +18,13 @@ from .sana import load_sana
 
 PICTURES = 32    # whose latents show the own place
 DEVIATION = 1024
+
+
+def starting_config(config: TrainConfig) -> JodiConfig:
+    """Of the model that `make_model` gives, without loading its weights."""
+    start = config.start
+    model = read_transformer(resolve(start.weights, "transformer"))[0] if start.kind == "jodi" else config.model
+    return replace(model, domains=(*model.domains, *start.extend))
 
 
 def make_model(config: TrainConfig, text) -> JodiTransformer:

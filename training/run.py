@@ -7,7 +7,7 @@ import torch
 from torch.distributed.checkpoint import CheckpointException
 
 from jodi_core.files import write_safetensors
-from jodi_core.models.jodi import JodiTransformer
+from jodi_core.models.jodi import JodiConfig, JodiTransformer
 from jodi_core.weights import load_autoencoder, load_text, write_model
 
 from . import checkpoint, loop
@@ -16,20 +16,28 @@ from .config import TrainConfig, differences
 from .data import MicroBatches, Source
 from .ema import Ema
 from .losses import JointLoss
-from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place)
+from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place,
+                    starting_config)
 from .optim import make_optimizers
 from .order import BatchOrder
 from .parallel import Processes
+from .pictures import PictureSource
 from .rounding import to_bfloat16
+from .samples import Samples
 from .toy import ToyScenes, build_cache
 from .watch import Watcher
 
 
 def prepare(config: TrainConfig, processes: Processes) -> None:
     """Encode what is not yet in the cache; the processes share the work."""
-    build_cache(config.toy, config.model.domains,
-                load_autoencoder(config.start.autoencoder, dtype=torch.float32),
-                load_text(config.start.text_encoder, dtype=torch.float32), processes.rank, processes.world)
+    if config.toy.scenes:
+        build_cache(config.toy, config.model.domains,
+                    load_autoencoder(config.start.autoencoder, dtype=torch.float32),
+                    load_text(config.start.text_encoder, dtype=torch.float32), processes.rank, processes.world)
+    elif config.data.cache:
+        source = open_source(config, starting_config(config), processes)
+        samples, faults = source.fill(processes.rank, processes.world)
+        print(f"{config.data.cache}: {samples} samples, {len(faults)} unreadable", flush=True)
     processes.wait()
 
 
@@ -37,15 +45,20 @@ def train(config: TrainConfig, processes: Processes) -> None:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     config.accumulation(processes.world)    # refuses a batch that cannot be shared out
     model = make_model(config, load_text(config.start.text_encoder, dtype=torch.float32))
-    source = open_source(config)
+    source = open_source(config, model.config, processes)
     run = start(config, model, source, processes)
     order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed)
     loop.train(config, run, MicroBatches(source, order, config, model.config, processes), processes,
                Watcher(config, processes))
 
 
-def open_source(config: TrainConfig) -> Source:
-    return ToyScenes(config.toy)
+def open_source(config: TrainConfig, model_config: JodiConfig, processes: Processes) -> Source:
+    if config.toy.scenes:
+        return ToyScenes(config.toy)
+    samples = Samples(config.data, model_config.domains, model_config.bins)
+    where = {"device": processes.device, "dtype": torch.float32}
+    return PictureSource(config, samples, load_autoencoder(config.start.autoencoder, **where),
+                         load_text(config.start.text_encoder, **where), processes.rank)
 
 
 def start(config: TrainConfig, model: JodiTransformer, source: Source, processes: Processes) -> loop.Run:

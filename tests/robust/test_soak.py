@@ -51,6 +51,7 @@ def test_soak(server):
             timer.start()
         entry = server.wait(queued, 120)
         timer.cancel()
+        server.post("/history", {"clear": True})    # ComfyUI keeps what it ran, up to 10 000 prompts
         kinds = {kind for kind, _ in entry["status"]["messages"]}
         interrupted = "execution_interrupted" in kinds
         assert interrupted or entry["status"]["status_str"] == "success", entry["status"]["messages"][-1]

@@ -139,7 +139,7 @@ class HeatSource(ToySource):
 
 
 def test_only_the_new_domain_is_trained(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(run, "ToyScenes", lambda config: HeatSource())
+    monkeypatch.setattr(run, "open_source", lambda *arguments: HeatSource())
     config = mode_config(tmp_path / "run", base, "domains", steps=6, start={"extend": {"heat": "depth"}})
     run.train(config, Processes())
     run.export(config, tmp_path / "heat.safetensors", raw=True)

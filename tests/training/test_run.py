@@ -26,6 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).parent / "toy_run.py"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the program runs: sums in another order would not be the same bit for bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def toy_parts(monkeypatch):
     use_toy_parts(monkeypatch.setattr)

@@ -60,7 +60,7 @@ def toy_config(folder: Path, **changes) -> TrainConfig:
 
 
 def use_toy_parts(patch=setattr) -> None:
-    patch(run, "ToyScenes", lambda config: ToySource())
+    patch(run, "open_source", lambda *arguments: ToySource())
     patch(run, "load_text", lambda *arguments, **keywords: FakeText())
 
 

@@ -1,6 +1,6 @@
 """Thumbnails of the workflows, made by running each of them on a real ComfyUI with the tiny model.
 
-    python benchmarks/thumbnails.py --comfyui FOLDER [NAME ...]        writes workflows/NAME.jpg
+    python tests/host/thumbnails.py --comfyui FOLDER [NAME ...]        writes workflows/NAME.jpg
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from scripts.comfy import Comfy  # noqa: E402

@@ -1,0 +1,96 @@
+"""Encoded pictures and captions on disk, found by what went into them and never by position.
+
+A store is a folder of SQLite files, one per writing process: an entry is there as a whole or not at all, whatever is
+killed when, and processes do not wait for one another. Entries carry a checksum.
+"""
+
+import hashlib
+import os
+import sqlite3
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SCHEMA = """
+create table if not exists entries (key text primary key, shape text, checksum integer, data blob);
+create table if not exists files (path text primary key, size integer, changed integer, sha256 text);
+"""
+
+
+class Store:
+    """Tensors by key, in float16. Reads what all processes wrote; writes into the file of its own rank."""
+
+    def __init__(self, folder: Path, rank: int = 0):
+        self.folder, self.rank = folder, rank
+        self.connections: dict[tuple[int, str], sqlite3.Connection] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __getstate__(self) -> dict:    # a data loader's worker opens files of its own
+        return {"folder": self.folder, "rank": self.rank, "connections": {}}
+
+    def open(self, name: str) -> sqlite3.Connection:
+        key = os.getpid(), name
+        if key not in self.connections:
+            connection = sqlite3.connect(self.folder / name, timeout=60)
+            connection.executescript("pragma journal_mode = wal; pragma synchronous = normal;" + SCHEMA)
+            self.connections[key] = connection
+        return self.connections[key]
+
+    @property
+    def own(self) -> sqlite3.Connection:
+        return self.open(f"part_{self.rank:05d}.db")
+
+    def parts(self) -> list[sqlite3.Connection]:
+        return [self.open(path.name) for path in sorted(self.folder.glob("part_*.db"))]
+
+    def get(self, key: str) -> Tensor | None:
+        """The tensor (float16) of a key; None if there is none, or if what is there is damaged (which is said)."""
+        for part in self.parts():
+            found = part.execute("select shape, checksum, data from entries where key = ?", (key,)).fetchone()
+            if found is None:
+                continue
+            shape, checksum, data = found
+            if zlib.crc32(data) == checksum:
+                values = torch.frombuffer(bytearray(data), dtype=torch.float16)
+                return values.view([int(side) for side in shape.split("x")])
+            print(f"{self.folder}: entry {key} is damaged and is made anew", flush=True)
+        return None
+
+    def has(self, key: str) -> bool:
+        return any(part.execute("select 1 from entries where key = ?", (key,)).fetchone() for part in self.parts())
+
+    def put(self, key: str, value: Tensor) -> None:
+        data = value.detach().half().cpu().contiguous().numpy().tobytes()
+        with self.own as own:
+            own.execute("insert or replace into entries values (?, ?, ?, ?)",
+                        (key, "x".join(map(str, value.shape)), zlib.crc32(data), data))
+
+    def digest(self, path: Path) -> str:
+        """sha256 of a file's content; remembered while its size and time of change stay."""
+        stat = path.stat()
+        told = (str(path), stat.st_size, stat.st_mtime_ns)
+        for part in self.parts():
+            found = part.execute("select sha256 from files where path = ? and size = ? and changed = ?", told).fetchone()
+            if found:
+                return found[0]
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        with self.own as own:
+            own.execute("insert or replace into files values (?, ?, ?, ?)", (*told, sha256))
+        return sha256
+
+
+def key_of(*parts) -> str:
+    """A key from everything that shapes an entry."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def fingerprint(module: torch.nn.Module, *settings) -> str:
+    """What an encoder is: its weights and the settings that it is used with."""
+    digest = hashlib.sha256("\n".join(map(str, settings)).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

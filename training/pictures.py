@@ -1,0 +1,115 @@
+"""Pictures and captions of data sets as a training source: from the cache, or encoded on the spot."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jodi_core.models.dcae import DCAE
+from jodi_core.text import GemmaText, clean_prompt
+
+from .caches import Store, fingerprint, key_of
+from .config import TrainConfig
+from .data import Item
+from .samples import Sample, Samples, load_for_training
+
+TRIES = 20    # samples of a bin that may be unreadable one after the other
+
+
+class PictureSource:
+    """Samples of folders, encoded by an autoencoder and a text encoder; both results are kept in a store.
+
+    Without a cache they are encoded whenever they are read, in the process that reads them.
+    """
+
+    def __init__(self, config: TrainConfig, samples: Samples, autoencoder: DCAE, text: GemmaText, rank: int = 0):
+        self.data, self.samples, self.domains = config.data, samples, samples.domains
+        self.bins_N, self.autoencoder, self.text = samples.bins_N, autoencoder, text
+        self.store = Store(Path(config.data.cache), rank) if config.data.cache else None
+        self.scale = autoencoder.config.scaling_factor
+        self.picture_encoder = fingerprint(autoencoder, self.scale)
+        self.text_encoder = fingerprint(text.model, text.config.prefix, text.config.max_length)
+
+    # ---- one sample -------------------------------------------------------------------------------------------
+
+    def item(self, index: int, generator: torch.Generator) -> Item:
+        """A sample that cannot be read is named, and the next one of its bin takes its place (data.on_error)."""
+        members = (self.bins_N == self.bins_N[index]).nonzero().flatten()
+        place = int((members == index).nonzero())
+        for offset in range(min(TRIES, len(members))):
+            try:
+                return self.read(int(members[(place + offset) % len(members)]), generator)
+            except (OSError, ValueError) as error:
+                if self.data.on_error == "stop":
+                    raise
+                print(f"skipped: {error}", flush=True)
+        raise ValueError(f"{TRIES} samples one after the other cannot be read; `python -m training check-data CONFIG` "
+                         "lists them")
+
+    def read(self, index: int, generator: torch.Generator) -> Item:
+        sample, target = self.samples.sample(index), self.samples.target(index)
+        latents = {domain: self.latent(sample, domain, target) for domain in self.domains}
+        some = next(latent for latent in latents.values() if latent is not None)
+        return Item(torch.stack([torch.zeros_like(some) if latent is None else latent for latent in latents.values()], 1),
+                    torch.tensor([latent is not None for latent in latents.values()]),
+                    self.caption(sample.choose_caption(generator)), sample.name)
+
+    def latent(self, sample: Sample, domain: str, target: tuple[int, int]) -> Tensor | None:
+        """(C, h, w) scaled, float32; None if the sample lacks the domain."""
+        path = sample.pictures.get(domain)
+        if path is None and domain == self.domains[0]:
+            raise ValueError(f"{sample.name}: it has no image")
+        if path is None and not (domain == "openpose" and self.data.empty_pose):
+            return None
+        return self.kept(self.picture_key(path, domain, target), lambda: self.encode(path, domain, target))
+
+    def picture_key(self, path: Path | None, domain: str, target: tuple[int, int]) -> str | None:
+        if self.store is None:
+            return None
+        content = "empty" if path is None else self.store.digest(path)
+        way = self.data.segmentation if domain == "segmentation" else "bicubic"
+        return key_of("picture", content, target, way, self.picture_encoder)
+
+    def caption(self, caption: str) -> Tensor:
+        """(M, width) float32, valid rows only."""
+        prompt = clean_prompt(caption)
+        key = None if self.store is None else key_of("text", prompt, self.text_encoder)
+        return self.kept(key, lambda: self.encode_caption(prompt))
+
+    def kept(self, key: str | None, make) -> Tensor:
+        """From the store, made and stored if it is not there. Through float16 in any case, so that both are equal."""
+        found = None if key is None else self.store.get(key)
+        if found is None:
+            found = make().half()
+            if key is not None:
+                self.store.put(key, found)
+        return found.float()
+
+    # ---- encoders ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, path: Path | None, domain: str, target: tuple[int, int]) -> Tensor:
+        picture_3HW = torch.full((3, *target), -1.0) if path is None else load_for_training(
+            domain, path, target, self.data.segmentation)
+        weight = next(self.autoencoder.parameters())
+        return self.autoencoder.encode(picture_3HW[None].to(weight))[0].float().cpu() * self.scale
+
+    @torch.no_grad()
+    def encode_caption(self, prompt: str) -> Tensor:
+        features_1MC, length = self.text.encode([prompt])
+        return features_1MC[0, :int(length)].cpu()
+
+    def fill(self, part: int, parts: int) -> tuple[int, list[str]]:
+        """Encode everything that is not in the store yet, every parts-th sample; (samples, what could not be read)."""
+        faults = []
+        for index in range(part, len(self.samples), parts):
+            sample = self.samples.sample(index)
+            try:
+                for domain in self.domains:
+                    self.latent(sample, domain, self.samples.target(index))
+                for caption in sample.captions.values():
+                    self.caption(caption)
+            except (OSError, ValueError) as error:
+                faults.append(str(error))
+                print(f"skipped: {error}", flush=True)
+        return len(range(part, len(self.samples), parts)), faults
