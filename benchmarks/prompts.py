@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jodi_core.metrics import classes, unit
 from jodi_core.segmentation import SEGMENTATION_NAMES
 from training.captions import facts
 from training.scene import SIDES
 from training.world import Scene, colour_word
-
-from .metrics import classes, unit
 
 # Things that have a class of their own.
 CLASS_OF = {"house": "building", "car": "vehicle", "person": "person", "dog": "animal", "bench": "furniture",

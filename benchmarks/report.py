@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from jodi_core.files import sha256
+from jodi_core.metrics import share
 from jodi_core.weights import resolve
-
-from .metrics import share
 
 # (domain, metric) -> (what a reader sees, format, floor that a training on CPUs alone has to reach)
 PERCEPTION = {

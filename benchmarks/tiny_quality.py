@@ -17,10 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.metrics import classes, compare, to_bytes, unit  # noqa: E402
 from benchmarks.prompts import Surroundings, chance, named_words, obedience, seen_words  # noqa: E402
 from benchmarks.report import Setting, write_report  # noqa: E402
 from jodi_core import JodiPipeline  # noqa: E402
+from jodi_core.metrics import classes, compare, to_bytes, unit  # noqa: E402
 from jodi_core.pictures import contact_sheet, postprocess  # noqa: E402
 from jodi_core.segmentation import SEGMENTATION_NAMES, paint_classes  # noqa: E402
 from training.captions import caption  # noqa: E402

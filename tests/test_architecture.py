@@ -20,6 +20,7 @@ JODI_CORE = {
     "*": (),
     "buckets.py": ("domains",), "role_sampling.py": ("domains",), "text.py": ("domains",),
     "pictures.py": ("segmentation", "fitting"),
+    "metrics.py": ("segmentation",),
     "labels.py": ("pictures", "segmentation"), "geometry.py": ("pictures",),
     "models/*": ("domains", "models.*"),
     "weights.py": ("files", "text", "models.*"),

@@ -85,12 +85,3 @@ class Store:
 def key_of(*parts) -> str:
     """A key from everything that shapes an entry."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
-def fingerprint(module: torch.nn.Module, *settings) -> str:
-    """What an encoder is: its weights and the settings that it is used with."""
-    digest = hashlib.sha256("\n".join(map(str, settings)).encode())
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ from jodi_core.weights import load_transformer, read_transformer, resolve
 from .adapters import adapters_of, add_adapters
 from .config import SpeedConfig, TrainConfig
 from .data import Source
+from .encoders import Encoders, named
 from .extend import extend, train_new_only
 from .own_place import attend_own_place
 from .sana import load_sana
@@ -23,25 +24,25 @@ DEVIATION = 1024
 def starting_config(config: TrainConfig) -> JodiConfig:
     """Of the model that `make_model` gives, without loading its weights."""
     start = config.start
-    model = read_transformer(resolve(start.weights, "transformer"))[0] if start.kind == "jodi" else config.model
+    model = read_transformer(resolve(named(start, "transformer"), "transformer"))[0] if start.kind == "jodi" else config.model
     return replace(model, domains=(*model.domains, *start.extend))
 
 
-def make_model(config: TrainConfig, text) -> JodiTransformer:
-    """On the CPU, in float32. text: a GemmaText; its empty prompt is the stored caption of a new joint model."""
+def make_model(config: TrainConfig, encoders: Encoders) -> JodiTransformer:
+    """On the CPU, in float32. The empty prompt of the text encoder is the stored caption of a new joint model."""
     start = config.start
     if start.kind == "jodi":
-        model = load_transformer(start.weights, device="cpu", dtype=torch.float32)
+        model = load_transformer(named(start, "transformer"), device="cpu", dtype=torch.float32)
     else:
         torch.manual_seed(config.seed)
         model = JodiTransformer(config.model)
         model.init_weights()
         if start.kind == "sana":
-            load_sana(model, resolve(start.weights, "transformer"))
+            load_sana(model, resolve(named(start, "transformer"), "transformer"))
         with torch.no_grad():
             for block in model.blocks:
                 block.scale_shift_table.weight[[2, 5]] += start.gate
-            model.y_embedder.y_embedding.copy_(text.encode_negative([""], rows=model.config.model_max_length)[0])
+            model.y_embedder.y_embedding.copy_(encoders.text.encode_negative([""], rows=model.config.model_max_length)[0])
     if start.extend:
         torch.manual_seed(config.seed)
         model = extend(model, start.extend)

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jodi_core.models.dcae import DCAE
-from jodi_core.text import GemmaText, clean_prompt
+from jodi_core.text import clean_prompt
 
-from .caches import Store, fingerprint, key_of
+from .caches import Store, key_of
 from .config import TrainConfig
 from .data import Item
+from .encoders import Encoders
 from .samples import Sample, Samples, load_for_training
 
 TRIES = 20    # samples of a bin that may be unreadable one after the other
@@ -22,13 +22,13 @@ class PictureSource:
     Without a cache they are encoded whenever they are read, in the process that reads them.
     """
 
-    def __init__(self, config: TrainConfig, samples: Samples, autoencoder: DCAE, text: GemmaText, rank: int = 0):
+    def __init__(self, config: TrainConfig, samples: Samples, encoders: Encoders, rank: int = 0):
         self.data, self.samples, self.domains = config.data, samples, samples.domains
-        self.bins_N, self.autoencoder, self.text = samples.bins_N, autoencoder, text
+        self.bins_N, self.encoders = samples.bins_N, encoders
         self.store = Store(Path(config.data.cache), rank) if config.data.cache else None
-        self.scale = autoencoder.config.scaling_factor
-        self.picture_encoder = fingerprint(autoencoder, self.scale)
-        self.text_encoder = fingerprint(text.model, text.config.prefix, text.config.max_length)
+        if self.store:
+            self.picture_encoder, self.text_encoder = (encoders.identity(kind, self.store.digest)
+                                                       for kind in ("autoencoder", "text_encoder"))
 
     # ---- one sample -------------------------------------------------------------------------------------------
 
@@ -91,12 +91,13 @@ class PictureSource:
     def encode(self, path: Path | None, domain: str, target: tuple[int, int]) -> Tensor:
         picture_3HW = torch.full((3, *target), -1.0) if path is None else load_for_training(
             domain, path, target, self.data.segmentation)
-        weight = next(self.autoencoder.parameters())
-        return self.autoencoder.encode(picture_3HW[None].to(weight))[0].float().cpu() * self.scale
+        autoencoder = self.encoders.autoencoder
+        weight = next(autoencoder.parameters())
+        return autoencoder.encode(picture_3HW[None].to(weight))[0].float().cpu() * autoencoder.config.scaling_factor
 
     @torch.no_grad()
     def encode_caption(self, prompt: str) -> Tensor:
-        features_1MC, length = self.text.encode([prompt])
+        features_1MC, length = self.encoders.text.encode([prompt])
         return features_1MC[0, :int(length)].cpu()
 
     def fill(self, part: int, parts: int) -> tuple[int, list[str]]:

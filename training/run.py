@@ -8,13 +8,14 @@ from torch.distributed.checkpoint import CheckpointException
 
 from jodi_core.files import write_safetensors
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
-from jodi_core.weights import load_autoencoder, load_text, write_model
+from jodi_core.weights import write_model
 
 from . import checkpoint, loop
 from .adapters import adapter_tensors, merge_adapters
 from .config import TrainConfig, differences
 from .data import MicroBatches, Source
 from .ema import Ema
+from .encoders import Encoders
 from .losses import JointLoss
 from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place,
                     starting_config)
@@ -31,11 +32,12 @@ from .watch import Watcher
 def prepare(config: TrainConfig, processes: Processes) -> None:
     """Encode what is not yet in the cache; the processes share the work."""
     if config.toy.scenes:
-        build_cache(config.toy, config.model.domains,
-                    load_autoencoder(config.start.autoencoder, dtype=torch.float32),
-                    load_text(config.start.text_encoder, dtype=torch.float32), processes.rank, processes.world)
+        encoders = Encoders(config.start, torch.device("cpu"))
+        build_cache(config.toy, config.model.domains, encoders.autoencoder, encoders.text, processes.rank,
+                    processes.world)
     elif config.data.cache:
-        source = open_source(config, starting_config(config), processes)
+        encoders = Encoders(config.start, processes.device)
+        source = open_source(config, starting_config(config), encoders, processes)
         samples, faults = source.fill(processes.rank, processes.world)
         print(f"{config.data.cache}: {samples} samples, {len(faults)} unreadable", flush=True)
     processes.wait()
@@ -44,21 +46,20 @@ def prepare(config: TrainConfig, processes: Processes) -> None:
 def train(config: TrainConfig, processes: Processes) -> None:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     config.accumulation(processes.world)    # refuses a batch that cannot be shared out
-    model = make_model(config, load_text(config.start.text_encoder, dtype=torch.float32))
-    source = open_source(config, model.config, processes)
+    encoders = Encoders(config.start, processes.device)
+    model = make_model(config, encoders)
+    source = open_source(config, model.config, encoders, processes)
     run = start(config, model, source, processes)
     order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed)
     loop.train(config, run, MicroBatches(source, order, config, model.config, processes), processes,
                Watcher(config, processes))
 
 
-def open_source(config: TrainConfig, model_config: JodiConfig, processes: Processes) -> Source:
+def open_source(config: TrainConfig, model_config: JodiConfig, encoders: Encoders, processes: Processes) -> Source:
     if config.toy.scenes:
         return ToyScenes(config.toy)
     samples = Samples(config.data, model_config.domains, model_config.bins)
-    where = {"device": processes.device, "dtype": torch.float32}
-    return PictureSource(config, samples, load_autoencoder(config.start.autoencoder, **where),
-                         load_text(config.start.text_encoder, **where), processes.rank)
+    return PictureSource(config, samples, encoders, processes.rank)
 
 
 def start(config: TrainConfig, model: JodiTransformer, source: Source, processes: Processes) -> loop.Run:
@@ -96,7 +97,7 @@ def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool
     A transformer in float16; in the modes lora and dora the changes alone, unless `merged`. Averaged weights if the
     run averages, unless `raw`.
     """
-    model = make_model(config, load_text(config.start.text_encoder, dtype=torch.float32))
+    model = make_model(config, Encoders(config.start, torch.device("cpu")))
     choose_trained(model, config)
     averaged = bool(config.ema) and not raw
     step = load_weights(config, model, averaged)

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import metrics
 from benchmarks.prompts import Surroundings, chance, named_words, obedience, seen_words
+from jodi_core import metrics
 from jodi_core.domains import JODI_DOMAINS
 from training.scene import Scene, Thing, sample_scene
 from training.world import render

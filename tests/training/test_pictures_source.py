@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from jodi_core.domains import JODI_DOMAINS
 from jodi_core.segmentation import PALETTE_12
-from jodi_core.weights import load_autoencoder, load_text
+from jodi_core.weights import resolve
 from training import checkpoint, run
 from training.caches import Store
 from training.config import (AdapterConfig, DataConfig, OptimConfig, SaveConfig, SetConfig, SpeedConfig, StartConfig,
                              TrainConfig, WatchConfig)
+from training.encoders import Encoders
 from training.parallel import Processes
 from training.pictures import PictureSource
 from training.samples import FolderSet, Samples, load_for_training
@@ -40,8 +43,7 @@ def folder(toy_set, tmp_path):
 
 @pytest.fixture(scope="module")
 def encoders():
-    return load_autoencoder("tiny", device="cpu", dtype=torch.float32), load_text("tiny", device="cpu",
-                                                                                  dtype=torch.float32)
+    return Encoders(StartConfig(autoencoder="tiny", text_encoder="tiny"), torch.device("cpu"))
 
 
 def config_of(folder: Path, **data) -> TrainConfig:
@@ -52,9 +54,18 @@ def config_of(folder: Path, **data) -> TrainConfig:
         speed=SpeedConfig(device="cpu", precision="float32"), save=SaveConfig(every=2), watch=WatchConfig(every=1))
 
 
+def with_other_weights(kind: str, file: Path) -> Encoders:
+    """The tiny encoders, one of them a little different."""
+    with safe_open(resolve("tiny", kind), "pt") as stored:
+        tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()
+    next(value for value in tensors.values() if value.is_floating_point())[0] += 0.1
+    save_file(tensors, file, metadata)
+    return Encoders(StartConfig(**{"autoencoder": "tiny", "text_encoder": "tiny", kind: str(file)}), torch.device("cpu"))
+
+
 def open_source(folder: Path, encoders, **data) -> PictureSource:
     config = config_of(folder, **data)
-    return PictureSource(config, Samples(config.data, JODI_DOMAINS, BINS), *encoders)
+    return PictureSource(config, Samples(config.data, JODI_DOMAINS, BINS), encoders)
 
 
 def change(folder: Path, line: int, **values) -> None:
@@ -77,7 +88,8 @@ def test_all_domains_are_read_and_encoded(folder, encoders):
     assert item.latents_CLHW.shape == (32, 8, 8, 8) and item.present_L.all() and "line 4" in item.name
     entry = json.loads((folder / "metadata.jsonl").read_text().splitlines()[3])
     normal = load_for_training("normal", folder / entry["annotation_normal"], (128, 128), "nearest")
-    expected = encoders[0].encode(normal[None])[0] * encoders[0].config.scaling_factor
+    autoencoder = encoders.autoencoder
+    expected = autoencoder.encode(normal[None])[0] * autoencoder.config.scaling_factor
     torch.testing.assert_close(item.latents_CLHW[:, 4], expected, atol=1e-3, rtol=1e-3)
     features, length = encoders[1].encode([entry["caption"]["toy"]])
     torch.testing.assert_close(item.text_MC, features[0, :int(length)], atol=1e-2, rtol=1e-2)
@@ -138,10 +150,9 @@ def test_everything_is_encoded_once(folder, encoders, monkeypatch):
     open_source(folder, encoders).item(2, draws())
 
 
-@pytest.mark.parametrize("changed", ["picture", "size", "segmentation", "autoencoder", "text encoder"])
+@pytest.mark.parametrize("changed", ["picture", "size", "segmentation", "autoencoder", "text_encoder"])
 def test_whatever_shapes_an_entry_makes_another(folder, encoders, monkeypatch, changed):
     open_source(folder, encoders).item(0, draws())
-    autoencoder, text = encoders
     data = {}
     if changed == "picture":
         path = folder / json.loads((folder / "metadata.jsonl").read_text().splitlines()[0])["image"]
@@ -150,18 +161,14 @@ def test_whatever_shapes_an_entry_makes_another(folder, encoders, monkeypatch, c
         change(folder, 0, info={"height": 90, "width": 150})
     elif changed == "segmentation":
         data["segmentation"] = "bicubic"
-    elif changed == "autoencoder":
-        autoencoder = load_autoencoder("tiny", device="cpu", dtype=torch.float32)
-        next(autoencoder.parameters()).data[0] += 0.1
     else:
-        text = load_text("tiny", device="cpu", dtype=torch.float32)
-        next(text.model.parameters()).data[0] += 0.1
+        encoders = with_other_weights(changed, folder / "changed.safetensors")
     made = []
     for name in ("encode", "encode_caption"):
         monkeypatch.setattr(PictureSource, name, lambda self, *a, was=getattr(PictureSource, name): made.append(a) or
                             was(self, *a))
-    open_source(folder, (autoencoder, text), **data).item(0, draws())
-    assert len(made) == {"picture": 1, "size": 8, "segmentation": 1, "autoencoder": 8, "text encoder": 1}[changed]
+    open_source(folder, encoders, **data).item(0, draws())
+    assert len(made) == {"picture": 1, "size": 8, "segmentation": 1, "autoencoder": 8, "text_encoder": 1}[changed]
 
 
 def test_a_damaged_entry_is_made_anew(folder, encoders, capsys):

@@ -47,6 +47,11 @@ class ToySource:
 
 
 class FakeText:
+    """Stands for the encoders of a run."""
+
+    def __init__(self, *ignored):
+        self.text = self
+
     def encode_negative(self, prompts, rows):
         return torch.linspace(-1, 1, rows * 8).view(1, rows, 8)
 
@@ -61,7 +66,7 @@ def toy_config(folder: Path, **changes) -> TrainConfig:
 
 def use_toy_parts(patch=setattr) -> None:
     patch(run, "open_source", lambda *arguments: ToySource())
-    patch(run, "load_text", lambda *arguments, **keywords: FakeText())
+    patch(run, "Encoders", FakeText)
 
 
 def stored(folder: Path) -> dict:

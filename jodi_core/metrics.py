@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jodi_core.segmentation import SEGMENTATION_NAMES, nearest_class
+from .segmentation import SEGMENTATION_NAMES, nearest_class
 
 DEPTH_FLOOR = 0.05  # of the full range: the farthest mountains have 0.06
 DELTA = 1.25
