@@ -91,7 +91,7 @@ def test_all_domains_are_read_and_encoded(folder, encoders):
     autoencoder = encoders.autoencoder
     expected = autoencoder.encode(normal[None])[0] * autoencoder.config.scaling_factor
     torch.testing.assert_close(item.latents_CLHW[:, 4], expected, atol=1e-3, rtol=1e-3)
-    features, length = encoders[1].encode([entry["caption"]["toy"]])
+    features, length = encoders.text.encode([entry["caption"]["toy"]])
     torch.testing.assert_close(item.text_MC, features[0, :int(length)], atol=1e-2, rtol=1e-2)
 
 
