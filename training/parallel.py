@@ -43,6 +43,14 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    def gather(self, value) -> list:
+        """A small value of every process, on all of them."""
+        found = [value]
+        if self.world > 1:
+            found = [None] * self.world
+            dist.all_gather_object(found, value)
+        return found
+
     def spread(self, loss: JointLoss, speed: SpeedConfig) -> torch.nn.Module:
         """The same module, copied (DDP) or sharded (FSDP2) over the processes."""
         if self.world == 1 and not speed.shard:
