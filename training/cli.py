@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from .bundle import make_bundle
-from .config import load_config
+from .config import TrainConfig, load_config
 from .parallel import Processes
 from .run import export, prepare, train
 
@@ -16,28 +16,48 @@ from .run import export, prepare, train
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("bundle", "cache", "train", "export"))
-    parser.add_argument("config", help="a TOML file, such as training/configs/tiny.toml")
-    parser.add_argument("overrides", nargs="*", help="section.key=value, as in TOML")
-    parser.add_argument("--output", type=Path, help="bundle: the folder, export: the file to write")
-    parser.add_argument("--merged", action="store_true", help="export: the whole model, LoRA or DoRA merged into it")
-    parser.add_argument("--raw", action="store_true", help="export: the last weights and not the averaged ones")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    with_config(commands, "train", on_processes(train), "train, from the newest checkpoint if there is one")
+    with_config(commands, "cache", on_processes(prepare), "encode the data that is not yet in the cache")
+    command = with_config(commands, "export", write_export, "write the newest checkpoint as a file for ComfyUI")
+    command.add_argument("--output", type=Path, help="the file to write")
+    command.add_argument("--merged", action="store_true", help="the whole model, LoRA or DoRA merged into it")
+    command.add_argument("--raw", action="store_true", help="the last weights and not the averaged ones")
+    command = with_config(commands, "bundle", write_bundle, "make everything that the tiny model consists of")
+    command.add_argument("--output", type=Path, help="the folder to write")
     return parser.parse_args(arguments)
+
+
+def with_config(commands, name: str, run, does: str) -> argparse.ArgumentParser:
+    """A command for what a configuration describes; run(options) executes it."""
+    command = commands.add_parser(name, help=does, description=does)
+    command.add_argument("config", help="a TOML file, such as training/configs/tiny.toml")
+    command.add_argument("overrides", nargs="*", help="section.key=value, as in TOML")
+    command.set_defaults(run=lambda options: run(load_config(options.config, options.overrides), options))
+    return command
+
+
+def on_processes(work):
+    """For commands that several processes share."""
+    def run(config: TrainConfig, options: argparse.Namespace) -> None:
+        processes = Processes.start(config.speed.device)
+        try:
+            work(config, processes)
+        finally:
+            processes.close()
+    return run
+
+
+def write_export(config: TrainConfig, options: argparse.Namespace) -> None:
+    export(config, options.output or Path(config.output) / f"{config.mode}.safetensors", merged=options.merged,
+           raw=options.raw)
+
+
+def write_bundle(config: TrainConfig, options: argparse.Namespace) -> None:
+    folder = options.output or Path(config.output) / "bundle"
+    on_processes(lambda config, processes: make_bundle(config, folder, processes))(config, options)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    config = load_config(options.config, options.overrides)
-    if options.command == "export":
-        return export(config, options.output or Path(config.output) / f"{config.mode}.safetensors",
-                      merged=options.merged, raw=options.raw)
-    processes = Processes.start(config.speed.device)
-    try:
-        if options.command == "cache":
-            prepare(config, processes)
-        elif options.command == "train":
-            train(config, processes)
-        else:
-            make_bundle(config, options.output or Path(config.output) / "bundle", processes)
-    finally:
-        processes.close()
+    options.run(options)
