@@ -56,10 +56,16 @@ def _rgb(picture_BCHW: torch.Tensor) -> torch.Tensor:
     return picture_BCHW.expand(-1, 3, -1, -1) if picture_BCHW.shape[1] == 1 else picture_BCHW[:, :3]
 
 
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB of a picture of any mode, as `load_picture` reads it: PIL alone would clip 16-bit grey to white."""
+    deep = picture.mode == "F" or picture.mode.startswith("I")
+    return to_pil(load_picture(picture)[0]) if deep else picture.convert("RGB")
+
+
 def fit_for_training(picture: Image.Image, target: tuple[int, int]) -> torch.Tensor:
     """As `fit`, but bicubic on 8-bit pixels, as the training pictures were (spec 8.1): (3, H, W) in [-1, 1]."""
     height, width = cover_size((picture.height, picture.width), target)
-    cover = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    cover = to_rgb(picture).resize((width, height), Image.Resampling.BICUBIC)
     top, left = centre((height, width), target)
     crop = cover.crop((left, top, left + target[1], top + target[0]))
     return load_picture(crop)[0] * 2 - 1
@@ -126,10 +132,11 @@ def contact_sheet(pictures: dict[str, torch.Tensor]) -> Image.Image:
             tile = to_pil(picture_B3HW[sample])
             tile.thumbnail((LONGEST_TILE, LONGEST_TILE), Image.Resampling.LANCZOS)
             tiles.append((name, tile))
-    return _sheet(tiles, columns)
+    return tile_sheet(tiles, columns)
 
 
-def _sheet(tiles: list[tuple[str, Image.Image]], columns: int) -> Image.Image:
+def tile_sheet(tiles: list[tuple[str, Image.Image]], columns: int) -> Image.Image:
+    """Labelled pictures of any sizes, row by row, on one sheet."""
     width, height = (max(getattr(tile, side) for _, tile in tiles) for side in ("width", "height"))
     font_size = max(11, min(width, height) // 16)
     font = ImageFont.load_default(font_size)

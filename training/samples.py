@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jodi_core.domains import nearest_bin
 from jodi_core.fitting import centre, cover_size
-from jodi_core.pictures import fit_for_training, load_picture, read_picture
+from jodi_core.pictures import fit_for_training, load_picture, read_picture, to_rgb
 from jodi_core.role_sampling import caption_chances
 
 from .config import DataConfig, SetConfig
@@ -96,6 +96,7 @@ class Samples:
                        for index in range(len(self.sets[which]))]
         self.bins_N = torch.tensor([self.targets.index(nearest_bin(*self.sets[which].sizes[index], bins))
                                     for which, index in self.places])
+        self.weights_N = torch.tensor([config.sets[which].weight for which, _ in self.places], dtype=torch.float64)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -110,11 +111,15 @@ class Samples:
 
 
 def load_for_training(domain: str, path: Path, target: tuple[int, int], segmentation: str) -> Tensor:
+    """`bring_to_size` of a file; ValueError or OSError if it is no readable picture."""
+    return bring_to_size(domain, read_picture(path), target, segmentation)
+
+
+def bring_to_size(domain: str, picture: Image.Image, target: tuple[int, int], segmentation: str) -> Tensor:
     """(3, H, W) in [-1, 1]: as the original (cover resize, bicubic, centre crop), class colours unmixed if "nearest"."""
-    picture = read_picture(path)
     if domain != "segmentation" or segmentation == "bicubic":
         return fit_for_training(picture, target)
     height, width = cover_size((picture.height, picture.width), target)
-    cover = picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
+    cover = to_rgb(picture).resize((width, height), Image.Resampling.NEAREST)
     top, left = centre((height, width), target)
     return load_picture(cover.crop((left, top, left + target[1], top + target[0])))[0] * 2 - 1

@@ -89,6 +89,14 @@ def test_too_elongated_picture_says_so():
         fit_for_training(Image.new("RGB", (8000, 1)), (1024, 1024))
 
 
+@pytest.mark.parametrize("mode", ["uint8", "uint16", "int32", "float32"])
+def test_deep_grey_pictures_keep_their_range_in_training(mode):
+    ramp_HW = np.tile(np.linspace(0, 1, 64), (64, 1))
+    levels = {"uint8": 255, "float32": 1}.get(mode, 65535)
+    fitted = fit_for_training(Image.fromarray((ramp_HW * levels).astype(mode)), (64, 64))
+    assert (fitted - torch.from_numpy(ramp_HW * 2 - 1)).abs().max() < 0.02
+
+
 def test_cover_never_falls_short():
     for height in range(1, 60):
         for width in range(1, 60):
