@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -57,9 +58,13 @@ class SetConfig:
     path: str
     split: str = ""              # reads metadata.SPLIT.jsonl
     repeat: int = 1
+    weight: float = 1.0          # samples are drawn in proportion to weight * repeat, of all sets; none is left out
     captions: dict[str, float] = field(default_factory=dict)    # caption source = weight; empty: all alike
 
     def __post_init__(self):
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"data.sets: {self.path}: weight {self.weight} must be above 0; to leave the set out, remove "
+                             "it from the configuration")
         if self.repeat < 1 or any(weight < 0 for weight in self.captions.values()):
             raise ValueError(f"data.sets: {self.path}: repeat {self.repeat} must be at least 1 and the weights of "
                              f"captions {self.captions} not negative")

@@ -33,7 +33,8 @@ class Item:
 class Source(Protocol):
     """Samples that are ready to train on."""
 
-    bins_N: Tensor    # the size bin of every sample
+    bins_N: Tensor               # the size bin of every sample
+    weights_N: Tensor | None     # how often a sample is drawn, beside the others; None: all alike
 
     def item(self, index: int, generator: torch.Generator) -> Item:
         """generator: chooses among the captions of the sample. OSError or ValueError, with the file, if unreadable."""

@@ -24,7 +24,7 @@ class PictureSource:
 
     def __init__(self, config: TrainConfig, samples: Samples, encoders: Encoders, rank: int = 0):
         self.data, self.samples, self.domains = config.data, samples, samples.domains
-        self.bins_N, self.encoders = samples.bins_N, encoders
+        self.bins_N, self.weights_N, self.encoders = samples.bins_N, samples.weights_N, encoders
         self.store = Store(Path(config.data.cache), rank) if config.data.cache else None
         if self.store:
             self.picture_encoder, self.text_encoder = (encoders.identity(kind, self.store.digest)

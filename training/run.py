@@ -50,7 +50,7 @@ def train(config: TrainConfig, processes: Processes) -> None:
     model = make_model(config, encoders)
     source = open_source(config, model.config, encoders, processes)
     run = start(config, model, source, processes)
-    order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed)
+    order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed, source.weights_N)
     loop.train(config, run, MicroBatches(source, order, config, model.config, processes), processes,
                Watcher(config, processes))
 

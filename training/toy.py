@@ -63,6 +63,8 @@ def build_cache(config: ToyConfig, domains, autoencoder, text, part: int = 0, pa
 class ToyScenes:
     """All shards of all sizes as a training source, in memory. The scenes have every label."""
 
+    weights_N = None
+
     def __init__(self, config: ToyConfig):
         self.captions_per_scene = config.captions_per_scene
         sizes = [load_shards(Path(config.cache) / f"{height}x{width}") for height, width in config.sizes()]

@@ -35,7 +35,7 @@ OPTIMIZERS = {optim.name: optim for optim in (
 class ToySource:
     """Latents that hold the number of their sample; every third sample has no edges."""
 
-    bins_N = torch.tensor([0] * SQUARE + [1] * WIDE)
+    bins_N, weights_N = torch.tensor([0] * SQUARE + [1] * WIDE), None
 
     def item(self, index, generator):
         own = torch.Generator().manual_seed(index)
