@@ -10,7 +10,7 @@ import os
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
 from .fitting import centre, cover_size
 from .segmentation import nearest_class, paint_classes
@@ -18,16 +18,20 @@ from .segmentation import nearest_class, paint_classes
 LONGEST_TILE = 512  # pixels, on a contact sheet
 
 
-def read_picture(path) -> Image.Image:
-    """A decoded PIL picture from a file, upright. ValueError if the file is no readable picture."""
+def read_picture(file, name: str = "") -> Image.Image:
+    """A decoded PIL picture from a path or an open file that messages call `name`, upright.
+
+    ValueError if it is no readable picture.
+    """
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             picture.load()
             return ImageOps.exif_transpose(picture)
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"cannot read a picture from {path}: {error}") from error
+        reason = "no known picture format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"cannot read a picture from {name or file}: {reason}") from error
 
 
 def load_picture(source) -> torch.Tensor:

@@ -104,8 +104,8 @@ class PictureSource:
         """Encode everything that is not in the store yet, every parts-th sample; (samples, what could not be read)."""
         faults = []
         for index in range(part, len(self.samples), parts):
-            sample = self.samples.sample(index)
             try:
+                sample = self.samples.sample(index)
                 for domain in self.domains:
                     self.latent(sample, domain, self.samples.target(index))
                 for caption in sample.captions.values():

@@ -1,11 +1,6 @@
-"""Data sets in the layout of Joint-1.6M (spec 8.1): a folder with metadata.jsonl and pictures.
+"""The samples of all data sets, and their pictures as training sees them."""
 
-A line of the metadata is a JSON object: `image` (a path in the folder), `info` {height, width}, `caption` {source: text},
-and `annotation_DOMAIN` paths of the labels that the sample has; segmentation is `annotation_seg_12colors`.
-"""
-
-import json
-from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -15,73 +10,9 @@ from torch import Tensor
 from jodi_core.domains import nearest_bin
 from jodi_core.fitting import centre, cover_size
 from jodi_core.pictures import fit_for_training, load_picture, read_picture, to_rgb
-from jodi_core.role_sampling import caption_chances
 
-from .config import DataConfig, SetConfig
-
-NAMES = {"segmentation": "seg_12colors"}    # domains that the metadata calls otherwise
-
-
-@dataclass(frozen=True)
-class Sample:
-    name: str                    # for messages: the metadata file and the line
-    size: tuple[int, int]        # (height, width) as the metadata says
-    pictures: dict[str, Path]    # of the domains that it has
-    captions: dict[str, str]
-    chances: dict[str, float] = field(default_factory=dict)    # of its captions, as configured
-
-    def choose_caption(self, generator: torch.Generator) -> str:
-        """ValueError if the sample has none."""
-        if not self.captions:
-            raise ValueError(f"{self.name}: it has no caption")
-        chances = caption_chances(list(self.captions), self.chances)
-        draw = torch.rand((), generator=generator, dtype=torch.float64)
-        ends = torch.tensor(list(chances.values()), dtype=torch.float64).cumsum(0)
-        return self.captions[list(chances)[min(int((ends <= draw).sum()), len(chances) - 1)]]
-
-
-class FolderSet:
-    """One data set folder. Holds where the lines of its metadata begin, and the sizes; the rest is read when needed."""
-
-    def __init__(self, config: SetConfig):
-        self.folder, self.chances = Path(config.path), config.captions
-        self.metadata = self.folder / (f"metadata.{config.split}.jsonl" if config.split else "metadata.jsonl")
-        if not self.metadata.is_file():
-            raise FileNotFoundError(f"{self.metadata}: no such file; a data set is a folder with metadata.jsonl (or "
-                                    "metadata.SPLIT.jsonl with split = \"SPLIT\")")
-        starts, sizes, place = [], [], 0
-        with open(self.metadata, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    starts.append((place, number))
-                    sizes.append(self.size_of(line, number))
-                place += len(line)
-        self.starts, self.sizes = starts, sizes
-
-    def size_of(self, line: bytes, number: int) -> tuple[int, int]:
-        try:
-            info = json.loads(line)["info"]
-            height, width = int(info["height"]), int(info["width"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.metadata}, line {number}: no object with info.height and info.width ({error!r}); "
-                             "was the file cut short?") from None
-        if min(height, width) < 1:
-            raise ValueError(f"{self.metadata}, line {number}: a picture of {width}x{height} pixels")
-        return height, width
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def sample(self, index: int, domains: tuple[str, ...]) -> Sample:
-        start, number = self.starts[index]
-        with open(self.metadata, "rb") as lines:
-            lines.seek(start)
-            entry = json.loads(lines.readline())
-        paths = {domain: entry.get("image" if domain == domains[0] else f"annotation_{NAMES.get(domain, domain)}")
-                 for domain in domains}
-        return Sample(f"{self.metadata}, line {number}", self.sizes[index],
-                      {domain: self.folder / path for domain, path in paths.items() if path},
-                      entry.get("caption") or {}, self.chances)
+from .config import DataConfig
+from .folders import FolderSet, Sample
 
 
 class Samples:
@@ -110,9 +41,9 @@ class Samples:
         return self.sets[which].sample(place, self.domains)
 
 
-def load_for_training(domain: str, path: Path, target: tuple[int, int], segmentation: str) -> Tensor:
-    """`bring_to_size` of a file; ValueError or OSError if it is no readable picture."""
-    return bring_to_size(domain, read_picture(path), target, segmentation)
+def load_for_training(domain: str, picture: Path, target: tuple[int, int], segmentation: str) -> Tensor:
+    """`bring_to_size` of a stored picture; ValueError or OSError if it is not readable."""
+    return bring_to_size(domain, read_picture(BytesIO(picture.read_bytes()), str(picture)), target, segmentation)
 
 
 def bring_to_size(domain: str, picture: Image.Image, target: tuple[int, int], segmentation: str) -> Tensor:
