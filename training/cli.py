@@ -1,12 +1,14 @@
-"""python -m training bundle|cache|train|export CONFIG.toml [section.key=value ...]
+"""python -m training bundle|cache|train|export|check-data CONFIG.toml [section.key=value ...]
 
-bundle makes everything that the tiny model consists of; cache, train and export are its later steps alone. All but
-export also run as several processes: python -m torch.distributed.run --nproc-per-node N -m training ...
+bundle makes everything that the tiny model consists of; cache, train and export are its later steps alone. check-data
+reads the data sets before a run. bundle, cache and train also run as several processes:
+python -m torch.distributed.run --nproc-per-node N -m training ...
 """
 
 import argparse
 from pathlib import Path
 
+from . import check_data
 from .bundle import make_bundle
 from .config import TrainConfig, load_config
 from .parallel import Processes
@@ -25,7 +27,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     command.add_argument("--raw", action="store_true", help="the last weights and not the averaged ones")
     command = with_config(commands, "bundle", write_bundle, "make everything that the tiny model consists of")
     command.add_argument("--output", type=Path, help="the folder to write")
-    return parser.parse_args(arguments)
+    command = with_config(commands, "check-data", check_data.main, "look for missing, damaged and odd files; exit code 1 "
+                          "if training would skip or stop on any")
+    check_data.options(command)
+    options, late = parser.parse_known_args(arguments)
+    if any(item.startswith("-") or "=" not in item for item in late):
+        parser.error(f"unrecognized arguments: {' '.join(late)}")
+    options.overrides += late    # those after an option
+    return options
 
 
 def with_config(commands, name: str, run, does: str) -> argparse.ArgumentParser:
@@ -58,6 +67,7 @@ def write_bundle(config: TrainConfig, options: argparse.Namespace) -> None:
     on_processes(lambda config, processes: make_bundle(config, folder, processes))(config, options)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int | None:
+    """The exit code of the program; None is 0."""
     options = parse(arguments)
-    options.run(options)
+    return options.run(options)

@@ -53,10 +53,13 @@ class StartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SetConfig:
-    """One data set: a folder with metadata.jsonl (docs/training.md)."""
+    """One data set: a folder with metadata.jsonl, or tar shards of one (docs/training.md).
+
+    path of shards: "shard.tar", "set/shard-{000000..000012}.tar", also with an address in front: "s3://bucket/...".
+    """
 
     path: str
-    split: str = ""              # reads metadata.SPLIT.jsonl
+    split: str = ""              # of a folder: reads metadata.SPLIT.jsonl
     repeat: int = 1
     weight: float = 1.0          # samples are drawn in proportion to weight * repeat, of all sets; none is left out
     captions: dict[str, float] = field(default_factory=dict)    # caption source = weight; empty: all alike
@@ -65,6 +68,9 @@ class SetConfig:
         if not 0 < self.weight < math.inf:
             raise ValueError(f"data.sets: {self.path}: weight {self.weight} must be above 0; to leave the set out, remove "
                              "it from the configuration")
+        if self.split and self.path.endswith(".tar"):
+            raise ValueError(f"data.sets: {self.path}: split is of folders, but these are tar shards; pack each split by "
+                             "itself")
         if self.repeat < 1 or any(weight < 0 for weight in self.captions.values()):
             raise ValueError(f"data.sets: {self.path}: repeat {self.repeat} must be at least 1 and the weights of "
                              f"captions {self.captions} not negative")
@@ -81,6 +87,10 @@ class DataConfig:
     def __post_init__(self):
         one_of("data.segmentation", self.segmentation, ("nearest", "bicubic"))
         one_of("data.on_error", self.on_error, ("skip", "stop"))
+        for part in self.sets:
+            if "://" in part.path and not self.cache:
+                raise ValueError(f"data.sets: {part.path} is remote, so an index of it has to be kept: name a folder as "
+                                 "data.cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +210,30 @@ class SaveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Losses, pictures and metrics on samples that are not trained on (docs/training.md)."""
+
+    every: int = 0               # steps, and before the first and after the last; 0: never
+    sets: tuple[SetConfig, ...] = ()
+    samples: int = 64            # whose loss is measured, with each task
+    pictures: int = 4            # of them that each task makes pictures of; 0: none
+    steps: int = 20              # of sampling
+    guidance: float = 4.5        # joint, control
+
+    def __post_init__(self):
+        if bool(self.every) != bool(self.sets):
+            raise ValueError(f"evaluation.every is {self.every} and evaluation.sets names {len(self.sets)} data sets: "
+                             "give both or neither")
+        if min(self.samples, self.steps) < 1 or self.pictures < 0:
+            raise ValueError(f"evaluation: samples {self.samples} and steps {self.steps} must be at least 1, pictures "
+                             f"{self.pictures} not negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchConfig:
     every: int = 20              # steps per log line
+    tensorboard: bool = True     # event files in OUTPUT/tensorboard, if the package is there
+    wandb: str = ""              # project of Weights & Biases; empty: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +256,7 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     speed: SpeedConfig = SpeedConfig()
     save: SaveConfig = SaveConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     watch: WatchConfig = WatchConfig()
 
     def __post_init__(self):
@@ -289,7 +322,7 @@ def convert(known, value, name: str):
     """A TOML value as the field wants it."""
     if is_dataclass(known.default):
         return build(type(known.default), value, f"{name}.")
-    if name == "data.sets":
+    if known.name == "sets":
         return tuple(build(SetConfig, item, f"{name}.") for item in value)
     if isinstance(value, list):
         return tuple(value)

@@ -28,6 +28,7 @@ class Item:
     present_L: Tensor       # bool
     text_MC: Tensor         # valid rows only
     name: str
+    skipped: int = 0        # unreadable samples whose place it takes
 
 
 class Source(Protocol):
@@ -95,4 +96,5 @@ def collate(items: list[Item]) -> Batch:
     text_BMC = pad_sequence([item.text_MC for item in items], batch_first=True)
     lengths_B = torch.tensor([len(item.text_MC) for item in items])
     return Batch(torch.stack([item.latents_CLHW for item in items]), torch.stack([item.present_L for item in items]),
-                 text_BMC, torch.arange(text_BMC.shape[1]) < lengths_B[:, None], tuple(item.name for item in items))
+                 text_BMC, torch.arange(text_BMC.shape[1]) < lengths_B[:, None], tuple(item.name for item in items),
+                 sum(item.skipped for item in items))

@@ -5,7 +5,7 @@ roles, noise, time) is drawn from the number of the step and its place in the ba
 and a resumed run repeats the uninterrupted one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from . import checkpoint
 from .config import TrainConfig, to_dict
 from .data import MicroBatches
 from .ema import Ema
+from .evaluate import Evaluator
 from .losses import JointLoss
 from .optim import set_rates
 from .parallel import Processes
@@ -34,11 +35,16 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     ema: Ema | None
     step: int = 0                        # steps done
+    pending: dict = field(default_factory=dict)    # of the log, from the checkpoint (Watcher)
+
+    @property
+    def inner(self) -> JointLoss:
+        """Without what copies it over processes."""
+        return self.loss if isinstance(self.loss, JointLoss) else self.loss.module
 
     @property
     def model(self):
-        loss = self.loss if isinstance(self.loss, JointLoss) else self.loss.module
-        return loss.model
+        return self.inner.model
 
     def state(self) -> dict:
         """All tensors to save, under names that do not depend on the number of processes. They share the memory."""
@@ -49,11 +55,13 @@ class Run:
 
     def restore(self, folder: Path, world: int) -> None:
         state = self.state()
-        self.step = checkpoint.load(folder, state, world=world)["step"]
+        told = checkpoint.load(folder, state, world=world)
+        self.step, self.pending = told["step"], told.get("pending", {})
         set_optimizer_state_dict(self.model, self.optimizers, state["optimizers"], options=TRAINED_ONLY)
 
 
-def train(config: TrainConfig, run: Run, data: MicroBatches, processes: Processes, watcher: Watcher) -> None:
+def train(config: TrainConfig, run: Run, data: MicroBatches, processes: Processes, watcher: Watcher,
+          evaluator: Evaluator | None = None) -> None:
     """Train from run.step to config.steps, or until something asks to stop. Checkpoints lie in config.output."""
     output = Path(config.output)
     batches = iter(DataLoader(data.from_step(run.step), batch_size=None, num_workers=config.speed.workers,
@@ -61,10 +69,14 @@ def train(config: TrainConfig, run: Run, data: MicroBatches, processes: Processe
     with Stopper(output, config.save, processes) as stopper, processes.kernels():
         while run.step < config.steps:
             stopper.ask()
+            if evaluator and run.step == 0:
+                watcher.evaluated(run.step, *evaluator.evaluate(run))
             step(config, run, batches, data.accumulation, processes, watcher)
+            if evaluator and evaluator.due(run.step):    # before the checkpoint: a killed evaluation is made again
+                watcher.evaluated(run.step, *evaluator.evaluate(run))
             order = stopper.answer(run.step, last=run.step == config.steps)
             if order.save:
-                save(config, run, output, processes)
+                save(config, run, output, processes, watcher)
             if order.stop:
                 break
 
@@ -77,22 +89,22 @@ def step(config: TrainConfig, run: Run, batches, accumulation: int, processes: P
             total, errors = run.loss(batch.to(processes.device), questions)
         # The processes' gradients are averaged, not summed.
         (total * processes.world / config.batch).backward()
-        watcher.count(total, errors, questions)
+        watcher.count(total, errors, questions, batch.skipped)
     trained = [param for param in run.model.parameters() if param.requires_grad]
     norm = torch.nn.utils.clip_grad_norm_(trained, config.optim.clip or torch.inf)
     watcher.check(run.step, norm)
-    rate = set_rates(run.optimizers, config, run.step)
+    set_rates(run.optimizers, config, run.step)
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad()
     run.step += 1
     if run.ema:
         run.ema.update(run.model, run.step)
-    watcher.after_step(run, norm, rate)
+    watcher.after_step(run, norm)
 
 
-def save(config: TrainConfig, run: Run, output: Path, processes: Processes) -> None:
-    checkpoint.save(output, run.step, run.state(), {"config": to_dict(config), "world": processes.world},
-                    rank=processes.rank, world=processes.world)
+def save(config: TrainConfig, run: Run, output: Path, processes: Processes, watcher: Watcher) -> None:
+    told = {"config": to_dict(config), "world": processes.world, "pending": watcher.pending()}
+    checkpoint.save(output, run.step, run.state(), told, rank=processes.rank, world=processes.world)
     if processes.rank == 0:
         checkpoint.prune(output, config.save.keep, config.save.keep_every)

@@ -29,11 +29,12 @@ class Batch:
     text_BMC: Tensor
     mask_BM: Tensor          # bool, True = valid
     names: tuple[str, ...] = ()
+    skipped: int = 0         # unreadable samples that others stand for
 
     def to(self, device) -> "Batch":
         moved = (part.to(device, non_blocking=True) for part in (self.latents_BCLHW, self.present_BL, self.text_BMC,
                                                                  self.mask_BM))
-        return Batch(*moved, self.names)
+        return Batch(*moved, self.names, self.skipped)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ DEVIATION = 1024
 def starting_config(config: TrainConfig) -> JodiConfig:
     """Of the model that `make_model` gives, without loading its weights."""
     start = config.start
-    model = read_transformer(resolve(named(start, "transformer"), "transformer"))[0] if start.kind == "jodi" else config.model
+    if start.kind != "jodi":
+        model = config.model
+    elif start.weights == "published":
+        model = JodiConfig()    # so that it is not fetched
+    else:
+        model = read_transformer(resolve(start.weights, "transformer"))[0]
     return replace(model, domains=(*model.domains, *start.extend))
 
 

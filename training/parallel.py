@@ -1,13 +1,13 @@
 """One process or many: where this one computes, and how the model is spread over all of them."""
 
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
@@ -67,6 +67,18 @@ class Processes:
         if hasattr(loss, "set_requires_gradient_sync"):
             loss.set_requires_gradient_sync(last)
         return nullcontext()
+
+    @contextmanager
+    def whole(self, loss: torch.nn.Module):
+        """Shards put together, for calls of the model that do not go through the loss."""
+        units = [module for module in loss.modules() if isinstance(module, FSDPModule)]
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        yield
+        for unit in units:
+            unit.reshard()
+            unit.set_reshard_after_forward(unit is not loss, recurse=False)
 
     def autocast(self, speed: SpeedConfig):
         """The context of a forward pass."""

@@ -1,5 +1,6 @@
 """Pictures and captions of data sets as a training source: from the cache, or encoded on the spot."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from .config import TrainConfig
 from .data import Item
 from .encoders import Encoders
 from .samples import Sample, Samples, load_for_training
+from .shards import Member
 
 TRIES = 20    # samples of a bin that may be unreadable one after the other
 
@@ -38,7 +40,7 @@ class PictureSource:
         place = int((members == index).nonzero())
         for offset in range(min(TRIES, len(members))):
             try:
-                return self.read(int(members[(place + offset) % len(members)]), generator)
+                return replace(self.read(int(members[(place + offset) % len(members)]), generator), skipped=offset)
             except (OSError, ValueError) as error:
                 if self.data.on_error == "stop":
                     raise
@@ -63,10 +65,10 @@ class PictureSource:
             return None
         return self.kept(self.picture_key(path, domain, target), lambda: self.encode(path, domain, target))
 
-    def picture_key(self, path: Path | None, domain: str, target: tuple[int, int]) -> str | None:
+    def picture_key(self, path: Path | Member | None, domain: str, target: tuple[int, int]) -> str | None:
         if self.store is None:
             return None
-        content = "empty" if path is None else self.store.digest(path)
+        content = "empty" if path is None else path.sha256 if isinstance(path, Member) else self.store.digest(path)
         way = self.data.segmentation if domain == "segmentation" else "bicubic"
         return key_of("picture", content, target, way, self.picture_encoder)
 
@@ -85,12 +87,22 @@ class PictureSource:
                 self.store.put(key, found)
         return found.float()
 
+    def load(self, sample: Sample, target: tuple[int, int]) -> dict[str, Tensor]:
+        """Domain -> (3, H, W) in [-1, 1], of the domains that a sample has."""
+        return {domain: self.picture(sample.pictures.get(domain), domain, target) for domain in self.domains
+                if domain in sample.pictures or (domain == "openpose" and self.data.empty_pose)}
+
+    def picture(self, path: Path | None, domain: str, target: tuple[int, int]) -> Tensor:
+        """None: the empty picture."""
+        if path is None:
+            return torch.full((3, *target), -1.0)
+        return load_for_training(domain, path, target, self.data.segmentation)
+
     # ---- encoders ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, path: Path | None, domain: str, target: tuple[int, int]) -> Tensor:
-        picture_3HW = torch.full((3, *target), -1.0) if path is None else load_for_training(
-            domain, path, target, self.data.segmentation)
+        picture_3HW = self.picture(path, domain, target)
         autoencoder = self.encoders.autoencoder
         weight = next(autoencoder.parameters())
         return autoencoder.encode(picture_3HW[None].to(weight))[0].float().cpu() * autoencoder.config.scaling_factor

@@ -1,6 +1,7 @@
 """From a configuration to a run: data, model, optimisers, the newest checkpoint; then the loop. And what comes out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from .config import TrainConfig, differences
 from .data import MicroBatches, Source
 from .ema import Ema
 from .encoders import Encoders
+from .evaluate import Evaluator
 from .losses import JointLoss
 from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place,
                     starting_config)
@@ -51,8 +53,19 @@ def train(config: TrainConfig, processes: Processes) -> None:
     source = open_source(config, model.config, encoders, processes)
     run = start(config, model, source, processes)
     order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed, source.weights_N)
-    loop.train(config, run, MicroBatches(source, order, config, model.config, processes), processes,
-               Watcher(config, processes))
+    data = MicroBatches(source, order, config, model.config, processes)
+    evaluator = open_evaluator(config, model.config, encoders, processes)
+    with Watcher(config, processes, run.step, run.pending) as watcher:
+        loop.train(config, run, data, processes, watcher, evaluator)
+
+
+def open_evaluator(config: TrainConfig, model: JodiConfig, encoders: Encoders, processes: Processes) -> Evaluator | None:
+    """None if the run is not evaluated."""
+    if not config.evaluation.every:
+        return None
+    data = replace(config.data, sets=config.evaluation.sets)
+    source = PictureSource(replace(config, data=data), Samples(data, model.domains, model.bins), encoders, processes.rank)
+    return Evaluator(config, source, processes)
 
 
 def open_source(config: TrainConfig, model_config: JodiConfig, encoders: Encoders, processes: Processes) -> Source:

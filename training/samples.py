@@ -11,8 +11,9 @@ from jodi_core.domains import nearest_bin
 from jodi_core.fitting import centre, cover_size
 from jodi_core.pictures import fit_for_training, load_picture, read_picture, to_rgb
 
-from .config import DataConfig
+from .config import DataConfig, SetConfig
 from .folders import FolderSet, Sample
+from .shards import Member, ShardSet
 
 
 class Samples:
@@ -21,7 +22,7 @@ class Samples:
     def __init__(self, config: DataConfig, domains: tuple[str, ...], bins: dict):
         if not config.sets:
             raise ValueError("nothing to train on: name a data set in [[data.sets]], or toy.scenes")
-        self.domains, self.sets = domains, [FolderSet(part) for part in config.sets]
+        self.domains, self.sets = domains, [open_set(part, config) for part in config.sets]
         self.targets = sorted(set(bins.values()))
         self.places = [(which, index) for which, part in enumerate(config.sets) for _ in range(part.repeat)
                        for index in range(len(self.sets[which]))]
@@ -41,7 +42,11 @@ class Samples:
         return self.sets[which].sample(place, self.domains)
 
 
-def load_for_training(domain: str, picture: Path, target: tuple[int, int], segmentation: str) -> Tensor:
+def open_set(part: SetConfig, config: DataConfig) -> FolderSet | ShardSet:
+    return ShardSet(part, config) if part.path.endswith(".tar") else FolderSet(part)
+
+
+def load_for_training(domain: str, picture: Path | Member, target: tuple[int, int], segmentation: str) -> Tensor:
     """`bring_to_size` of a stored picture; ValueError or OSError if it is not readable."""
     return bring_to_size(domain, read_picture(BytesIO(picture.read_bytes()), str(picture)), target, segmentation)
 

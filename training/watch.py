@@ -1,53 +1,115 @@
-"""What a run tells: a line per some steps in log.jsonl and on the screen."""
+"""What a run tells: a line per some steps in log.jsonl, on the boards and on the screen."""
 
-import json
 import time
-from collections import defaultdict
 from pathlib import Path
 
+import psutil
 import torch
+from PIL import Image
+from torch.distributed.tensor import DTensor
 
+from . import log
+from .boards import Boards
 from .config import TrainConfig
 from .parallel import Processes
+from .progress import Progress
+from .tally import Tally, means_of
+
+SPEED = ("samples_per_s", "memory_mb")    # what differs between runs that are the same otherwise
 
 
 class Watcher:
-    """Collects what the steps of this process report; process 0 writes it down."""
+    """Collects what the steps of all processes report, from a step on; process 0 writes it down.
 
-    def __init__(self, config: TrainConfig, processes: Processes):
+    pending: sums of steps before that no line has yet, from the checkpoint; so lines do not depend on where a run was
+    interrupted.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes, step: int = 0, pending: dict | None = None):
         self.config, self.processes = config, processes
-        self.path = Path(config.output) / "log.jsonl"
-        self.sums, self.counts = defaultdict(float), defaultdict(int)
+        self.path, self.tally = Path(config.output) / log.NAME, Tally()
         self.started, self.samples = time.monotonic(), 0
+        self.boards, self.progress = Boards(), None
+        if processes.rank == 0:
+            self.tally.take(pending or {})
+            log.cut(self.path, step)
+            self.boards = Boards.of_run(config, step)
+            self.progress = Progress(step, config.steps)
 
-    def count(self, total, errors, questions) -> None:
-        """One micro-batch: the sum of its losses, and per sample the errors by domain."""
-        self.add("loss", float(total.detach()) / len(questions), len(questions))
+    def __enter__(self) -> "Watcher":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.boards.close()
+        if self.progress:
+            self.progress.close()
+
+    # ---- all processes call these ------------------------------------------------------------------------------
+
+    def count(self, total, errors, questions, skipped: int) -> None:
+        """One micro-batch: the sum of its losses, per sample the errors by domain, unreadable samples."""
+        self.tally.add("loss", total.detach() / len(questions), len(questions))
         for question, error in zip(questions, errors):
-            self.add(question.task, float(sum(error.values()) / len(error)))
+            self.tally.sample(question, error)
+        self.tally.add("skipped", skipped)
         self.samples += len(questions) * self.processes.world
-
-    def add(self, name: str, value: float, weight: int = 1) -> None:
-        self.sums[name] += value * weight
-        self.counts[name] += weight
 
     def check(self, step: int, norm) -> None:
         """FloatingPointError if the gradient is no number; the checkpoints before it are good."""
         if not torch.isfinite(norm):
             raise FloatingPointError(f"step {step}: the gradient is {float(norm)}; the checkpoints before it are good")
 
-    def after_step(self, run, norm, rate: float) -> None:
-        if run.step % self.config.watch.every or self.processes.rank:
+    def after_step(self, run, norm) -> None:
+        self.tally.add("norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        if self.progress:
+            self.progress.advance()
+        if run.step % self.config.watch.every and run.step < self.config.steps:
             return
-        seconds = time.monotonic() - self.started
-        values = {name: round(total / self.counts[name], 5) for name, total in self.sums.items()}
-        self.write(step=run.step, **values, norm=round(float(norm), 4), rate=round(rate, 4),
-                   samples_per_s=round(self.samples / seconds, 2))
-        self.sums.clear(), self.counts.clear()
-        self.started, self.samples = time.monotonic(), 0
+        totals = self.tally.totals(self.processes)
+        skipped = round(totals.pop("skipped")[0])
+        values = means_of(totals) | rates(run.optimizers) | {"skipped": skipped} | self.speed()
+        if self.progress:
+            self.tell(run.step, values)
+            self.progress.show(run.step, values)
 
-    def write(self, **values) -> None:
-        line = json.dumps(values)
-        print(line, flush=True)
-        with open(self.path, "a") as log:
-            log.write(line + "\n")
+    def speed(self) -> dict[str, float]:
+        """Samples per second of all processes since the last line, memory of the one that needs most."""
+        seconds = time.monotonic() - self.started
+        speed = {"samples_per_s": self.samples / seconds, "memory_mb": max(self.processes.gather(memory(
+            self.processes.device)))}
+        self.started, self.samples = time.monotonic(), 0
+        return speed
+
+    def pending(self) -> dict[str, tuple[float, float]]:
+        """What a checkpoint has to keep, so that the next line is the same after it."""
+        totals = self.tally.totals(self.processes)
+        if self.processes.rank == 0:
+            self.tally.take(totals)
+        return totals
+
+    def evaluated(self, step: int, values: dict[str, float], pictures: dict[str, Image.Image]) -> None:
+        """An evaluation after a step: values and pictures by name, without "eval/"."""
+        if self.progress:
+            self.tell(step, {f"eval/{name}": value for name, value in values.items()})
+            for name, image in pictures.items():
+                self.boards.picture(step, f"eval/{name}", image)
+            self.progress.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+
+    # ---- process 0 ---------------------------------------------------------------------------------------------
+
+    def tell(self, step: int, values: dict[str, float]) -> None:
+        values = {name: float(f"{value:.6g}") for name, value in values.items()}
+        log.append(self.path, {"step": step} | values)
+        self.boards.scalars(step, values)
+
+
+def rates(optimizers: list) -> dict[str, float]:
+    """Learning rates; "muon_lr" is that of the block matrices. Prodigy's is the one that it found."""
+    groups = [optimizer.param_groups[0] for optimizer in reversed(optimizers)]
+    return {name: float(group["lr"] * group.get("d", 1.0)) for name, group in zip(("lr", "muon_lr"), groups)}
+
+
+def memory(device: torch.device) -> float:
+    """MB (10^6 bytes): the most that tensors took on a GPU so far; on the CPU what the process holds now."""
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 1e6

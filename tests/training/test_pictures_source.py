@@ -51,7 +51,8 @@ def config_of(folder: Path, **data) -> TrainConfig:
         output=str(folder / "run"), steps=4, batch=2, micro_batch=2, mode="lora", adapter=AdapterConfig(rank=2, alpha=2.0),
         start=StartConfig(weights="tiny", autoencoder="tiny", text_encoder="tiny"), optim=OptimConfig(warmup=1),
         data=DataConfig(**{"sets": (SetConfig(path=str(folder)),), "cache": str(folder / "cache")} | data),
-        speed=SpeedConfig(device="cpu", precision="float32"), save=SaveConfig(every=2), watch=WatchConfig(every=1))
+        speed=SpeedConfig(device="cpu", precision="float32"), save=SaveConfig(every=2), watch=WatchConfig(every=1,
+                                                                                                      tensorboard=False))
 
 
 def with_other_weights(kind: str, file: Path) -> Encoders:

@@ -15,6 +15,7 @@ from jodi_core.weights import load_transformer
 from training import bundle, checkpoint, cli, run
 from training.config import OptimConfig, SaveConfig, build, load_config, to_dict
 from training.parallel import Processes
+from training.watch import SPEED
 
 sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
 
@@ -41,9 +42,10 @@ def toy_parts(monkeypatch):
 
 
 def lines(folder: Path) -> dict[int, dict]:
-    """Step -> what the log says of it, but its speed; the last word counts."""
+    """Step -> what the log says of it, but speed and memory."""
     found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: {key: value for key, value in line.items() if key != "samples_per_s"} for line in found}
+    assert len({line["step"] for line in found}) == len(found), "a step was told twice"
+    return {line["step"]: {key: value for key, value in line.items() if key not in SPEED} for line in found}
 
 
 @pytest.fixture(scope="module")

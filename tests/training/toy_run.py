@@ -16,8 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jodi_core.models.jodi import JodiConfig  # noqa: E402
 from training import checkpoint, model, run  # noqa: E402
-from training.config import OptimConfig, SaveConfig, SpeedConfig, StartConfig, TrainConfig, WatchConfig  # noqa: E402
+from training.config import (EvaluationConfig, OptimConfig, SaveConfig, SetConfig, SpeedConfig,  # noqa: E402
+                             StartConfig, TrainConfig, WatchConfig)
 from training.data import Item  # noqa: E402
+from training.evaluate import Evaluator  # noqa: E402
 from training.parallel import Processes  # noqa: E402
 
 MODEL = JodiConfig(domains=("image", "depth", "edge"), hidden_size=32, depth=2, num_heads=2, in_channels=4,
@@ -61,7 +63,7 @@ def toy_config(folder: Path, **changes) -> TrainConfig:
         output=str(folder), steps=6, batch=4, micro_batch=2, ema=0.9, in_turn=True, model=MODEL,
         start=StartConfig(kind="nothing", gate=1.0), optim=ADAMW,
         speed=SpeedConfig(device="cpu", precision="float32"), save=SaveConfig(every=2, keep=2),
-        watch=WatchConfig(every=1)), **changes)
+        watch=WatchConfig(every=1, tensorboard=False)), **changes)
 
 
 def use_toy_parts(patch=setattr) -> None:
@@ -77,6 +79,13 @@ def stored(folder: Path) -> dict:
              for name, entry in reader.read_metadata().state_dict_metadata.items()}
     dcp.load(found, storage_reader=reader, no_dist=True)
     return found
+
+
+def evaluate_toys(patch=setattr) -> None:
+    """Losses of some samples; there are no pictures of them."""
+    patch(run, "open_evaluator", lambda config, model, encoders, processes: Evaluator(
+        replace(config, evaluation=EvaluationConfig(every=2, sets=(SetConfig(path="toys"),), samples=7, pictures=0)),
+        ToySource(), processes))
 
 
 def kill_at(step: int, where: str) -> None:
@@ -98,6 +107,8 @@ def kill_at(step: int, where: str) -> None:
 def main() -> None:
     options = dict(word.partition("=")[::2] for word in sys.argv[2:])
     use_toy_parts()
+    if "evaluate" in options:
+        evaluate_toys()
     if "kill" in options:
         step, _, where = options["kill"].partition(":")
         kill_at(int(step), where)
