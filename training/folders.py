@@ -66,18 +66,19 @@ class FolderSet:
     def sample(self, index: int, domains: tuple[str, ...]) -> Sample:
         entry, name = self.entry(index)
         fields = fields_of(domains)
-        return Sample(name, self.sizes[index], {domain: self.inside(entry[key], f"{name}: {key}")
+        return Sample(name, self.sizes[index], {domain: inside(self.folder, entry[key], f"{name}: {key}")
                                                 for domain, key in fields.items() if entry.get(key)},
                       captions_of(entry, name), self.chances)
 
-    def inside(self, path: str, name: str) -> Path:
-        """The path of a picture. ValueError if it leads out of the folder."""
-        if not isinstance(path, str):
-            raise ValueError(f"{name} is {path!r}, but must be a path in the data set's folder")
-        if PurePath(path).anchor or ".." in PurePath(path).parts:
-            raise ValueError(f'{name} = "{path}" leads out of the data set\'s folder: move the picture into it, or put a '
-                             "symbolic link there")
-        return self.folder / path
+
+def inside(folder: Path, path: str, name: str) -> Path:
+    """The path of a picture. ValueError if it leads out of the folder."""
+    if not isinstance(path, str):
+        raise ValueError(f"{name} is {path!r}, but must be a path in the data set's folder")
+    if PurePath(path).anchor or ".." in PurePath(path).parts:
+        raise ValueError(f'{name} = "{path}" leads out of the data set\'s folder: move the picture into it, or put a '
+                         "symbolic link there")
+    return folder / path
 
 
 def fields_of(domains: tuple[str, ...]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 from .config import SetConfig
-from .folders import FolderSet
+from .folders import FolderSet, inside, inside
 from .shard_index import PICTURE, Index, make_index
 
 WRITING = ".writing_"
@@ -88,7 +88,7 @@ def pack_shard(source: FolderSet, rows: range, shard: Path, made_from: str) -> i
 def planned(source: FolderSet, row: int) -> tuple[str, dict, dict[str, Path]]:
     """(key, metadata, pictures) of a sample. ValueError or OSError, with what is wrong."""
     entry, name = source.entry(row)
-    pictures = {field: source.inside(path, f"{name}: {field}") for field, path in entry.items()
+    pictures = {field: inside(source.folder, path, f"{name}: {field}") for field, path in entry.items()
                 if PICTURE.fullmatch(field) and path}
     if "image" not in pictures:
         raise ValueError(f"{name}: it has no image")
