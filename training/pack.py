@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 from .config import SetConfig
-from .folders import FolderSet, inside, inside
+from .folders import FolderSet, inside
 from .shard_index import PICTURE, Index, make_index
 
 WRITING = ".writing_"
