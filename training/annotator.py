@@ -19,11 +19,11 @@ from jodi_core.domains import JointRoles
 from jodi_core.files import atomic_target
 from jodi_core.fitting import cover_size, resize, scale
 from jodi_core.pictures import load_picture, postprocess, to_pil
-from jodi_core.published import PUBLISHED
 
 from .picture_folder import Job
 
 GREY = ("lineart", "edge", "depth")    # stored with one channel
+THREADS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,49 +31,68 @@ class Work:
     """What is done to every picture; enough for another machine."""
 
     folder: Path
-    model: str = "published"     # or "tiny", a file, a folder in bundle layout, hf://
-    autoencoder: str = ""        # empty: the model's own
-    device: str = ""             # empty: the GPU if there is one
+    model: str                   # as JodiPipeline.from_pretrained takes them
+    autoencoder: str | None
+    device: str | None
     domains: tuple[str, ...]     # sampled together, whichever of them a picture lacks
-    steps: int = 10
-    seed: int = 0
-    batch: int = 4
-
-
-def model_ref(model: str) -> str:
-    return PUBLISHED["transformer"] if model == "published" else model
+    steps: int
+    seed: int
+    batch: int
 
 
 class Annotator:
-    """Call it with jobs of one size bin; returns what is wrong with each picture, None if its labels are written.
+    """Call it with at most `batch` jobs of one size bin: what is wrong with each picture, None if its labels are written.
 
-    A label depends on the picture, its name and Work only: batches that are not full are filled up, since sums of other
-    shapes round otherwise.
+    A label depends on its picture, the picture's name and Work only: batches that are not full are filled up, since
+    sums over other shapes round otherwise.
     """
 
     def __init__(self, work: Work):
         self.work = work
-        published = work.model == "published"
-        self.pipeline = JodiPipeline.from_pretrained(
-            model_ref(work.model), device=work.device or None,
-            autoencoder=work.autoencoder or (PUBLISHED["autoencoder"] if published else None))
+        self.pipeline = JodiPipeline.from_pretrained(work.model, autoencoder=work.autoencoder, device=work.device)
         self.roles = JointRoles.of(self.pipeline.domains, work.domains, self.pipeline.domains[:1])
-        self.pool = ThreadPoolExecutor(min(16, os.cpu_count()))
+        self.pool = ThreadPoolExecutor(min(THREADS, os.cpu_count()))
 
     def __call__(self, jobs: list[Job]) -> list[str | None]:
         read = list(self.pool.map(self.read, jobs))
         good = [(job, picture) for job, picture in zip(jobs, read) if isinstance(picture, Tensor)]
         if good:
-            made = self.labels(*zip(*good))
-            list(self.pool.map(self.save, *zip(*((job, row, domain, made[domain]) for row, (job, _) in enumerate(good)
-                                                 for domain in job.labels))))
+            made = self.label(*zip(*good))
+            files = [(job, domain, made[domain][row], picture.shape[-2:])
+                     for row, (job, picture) in enumerate(good) for domain in job.labels]
+            list(self.pool.map(self.save, *zip(*files)))
         return [None if isinstance(picture, Tensor) else picture for picture in read]
 
     def read(self, job: Job) -> Tensor | str:
-        """(1, 3, H, W) in [0, 1], of any size; or what is wrong with the picture."""
+        """(1, 3, H, W) in [0, 1]; or what is wrong with the picture."""
+        path = self.work.folder / job.picture
         try:
-            picture_13HW = load_picture(self.work.folder / job.picture)
+            picture_13HW = load_picture(path)
             cover_size(picture_13HW.shape[-2:], job.target)
         except (OSError, ValueError) as error:
-            return f"{self.work.folder / job.picture}: {error}"
+            return f"{path}: {error}"
         return picture_13HW
+
+    def label(self, jobs: tuple[Job, ...], pictures: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Domain -> (B, 3, *bin) in [0, 1]."""
+        pipeline, target = self.pipeline, jobs[0].target
+        rows = [min(row, len(jobs) - 1) for row in range(self.work.batch)]
+        seen_BCHW = torch.cat([resize(picture, target) for picture in pictures])[rows]
+        noise_BLCHW = torch.cat([pipeline.noise(1, target, noise_seed(self.work.seed, job.picture)) for job in jobs])
+        clean_BCDHW = pipeline.encode_conditions(self.roles, {self.roles.domains[0]: seen_BCHW}, target)
+        latent_BCDHW = pipeline.sample(noise_BLCHW[rows], self.roles, clean_BCDHW, steps=self.work.steps)
+        return {domain: postprocess(domain, made_BCHW).cpu()
+                for domain, made_BCHW in pipeline.decode(latent_BCDHW, self.roles, target).items()}
+
+    def save(self, job: Job, domain: str, label_3HW: Tensor, size: tuple[int, int]) -> None:
+        """One file, complete or not there. size: of the picture."""
+        label_13HW = scale(label_3HW[None], cover_size(size, job.target), nearest=domain == "segmentation")
+        picture = to_pil(label_13HW[0])
+        target = self.work.folder / job.labels[domain]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_target(target, overwrite=True) as partial:
+            (picture.getchannel(0) if domain in GREY else picture).save(partial, format="PNG")
+
+
+def noise_seed(seed: int, picture: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {picture}".encode()).digest()[:8], "little")

@@ -1,14 +1,16 @@
 """python -m training bundle|cache|train|export|check-data CONFIG.toml [section.key=value ...]
+python -m training pack FOLDER_SET OUT_DIR
+python -m training annotate FOLDER
 
 bundle makes everything that the tiny model consists of; cache, train and export are its later steps alone. check-data
-reads the data sets before a run. bundle, cache and train also run as several processes:
+reads the data sets before a run; pack writes one as tar shards. bundle, cache and train also run as several processes:
 python -m torch.distributed.run --nproc-per-node N -m training ...
 """
 
 import argparse
 from pathlib import Path
 
-from . import check_data
+from . import annotate, check_data, pack
 from .bundle import make_bundle
 from .config import TrainConfig, load_config
 from .parallel import Processes
@@ -27,13 +29,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     command.add_argument("--raw", action="store_true", help="the last weights and not the averaged ones")
     command = with_config(commands, "bundle", write_bundle, "make everything that the tiny model consists of")
     command.add_argument("--output", type=Path, help="the folder to write")
-    command = with_config(commands, "check-data", check_data.main, "look for missing, damaged and odd files; exit code 1 "
-                          "if training would skip or stop on any")
+    command = with_config(commands, "check-data", check_data.main, "look for missing, damaged and odd files; exit code "
+                          "1 if training would skip or stop on any")
     check_data.options(command)
+    pack.add_command(commands)
+    annotate.add_command(commands)
     options, late = parser.parse_known_args(arguments)
-    if any(item.startswith("-") or "=" not in item for item in late):
+    if any(item.startswith("-") or "=" not in item for item in late) or (late and "overrides" not in options):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
-    options.overrides += late    # those after an option
+    if late:    # those after an option
+        options.overrides += late
     return options
 
 
