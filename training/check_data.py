@@ -22,6 +22,7 @@ from .check_report import Report, Seen
 from .config import SetConfig, TrainConfig
 from .model import starting_config
 from .samples import Samples
+from .shards import ShardSet
 
 ASPECT = 0.01        # a label may be so much wider or higher than its picture
 AT_A_TIME = 256      # samples that wait for the pool
@@ -37,7 +38,6 @@ class OpenSet:
 
     name: str
     samples: Samples    # without repeats
-    repeat: int
 
 
 # ---- the command --------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ class OpenSet:
 def options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sample", type=int, metavar="N", help="look at so many samples, evenly chosen; else at all")
     command.add_argument("--report", type=Path, metavar="DIR",
-                         help="where report.json and contact_sheet.png go; else check_data in the output of the configuration")
+                         help="where report.json and contact_sheet.png go; else check_data in the run's output folder")
     command.add_argument("--rows", type=int, default=12, help="samples on the contact sheet")
     command.add_argument("--workers", type=int, help="threads that decode; else speed.workers, or the cores, up to 8")
 
@@ -69,14 +69,11 @@ def check(config: TrainConfig, count: int | None = None, rows: int = 12, workers
     report = Report(config, model_config)
     if not config.data.sets:
         report.note("no data", "name a data set in [[data.sets]]", fault=True)
-    sets = [one for one in (open_set(config, part, model_config, report) for part in config.data.sets) if one]
-    total = sum(len(one.samples) for one in sets)
-    places = []
-    for one in sets:
-        own = len(one.samples)
-        for index, size in enumerate(one.samples.sets[0].sizes):
-            report.count_size(size, one.samples.target(index), one.repeat)
-        places += [(one, index) for index in evenly(own, own if count is None else max(1, round(count * own / total)))]
+    sets = [open_set(config, part, model_config, report) for part in (*config.data.sets, *config.evaluation.sets)]
+    for one, part in zip(sets, config.data.sets):
+        for index, size in enumerate(one.samples.sets[0].sizes if one else ()):
+            report.count_size(size, one.samples.target(index), part.repeat)
+    places = places_of([one for one in sets if one], count)
     drawn = set(evenly(len(places), rows))
     for number, seen in enumerate(look_at_all(config, model_config, places, workers)):
         report.add(seen, draw=number in drawn)
@@ -86,15 +83,27 @@ def check(config: TrainConfig, count: int | None = None, rows: int = 12, workers
 
 def open_set(config: TrainConfig, part: SetConfig, model_config: JodiConfig, report: Report) -> OpenSet | None:
     name = report.open(part)
+    data = replace(config.data, sets=(replace(part, repeat=1),), on_error="skip")
     try:
-        samples = Samples(replace(config.data, sets=(replace(part, repeat=1),)), model_config.domains, model_config.bins)
+        samples = Samples(data, model_config.domains, model_config.bins)
     except (OSError, ValueError) as error:
         report.note("cannot be opened", str(error), set=name, line=line_of(str(error)), file=part.path, fault=True)
         return None
     report.sets[name]["samples"] = len(samples)
     if not len(samples):
         report.note("no samples", "it has no samples", set=name, file=part.path, fault=True)
-    return OpenSet(name, samples, part.repeat)
+    if isinstance(samples.sets[0], ShardSet):
+        for shard, index in zip(samples.sets[0].shards, samples.sets[0].indices):
+            if index.about["fault"]:
+                report.note("damaged shard", index.about["fault"], set=name, file=shard, fault=True)
+    return OpenSet(name, samples)
+
+
+def places_of(sets: list[OpenSet], count: int | None) -> list[tuple[OpenSet, int]]:
+    """The samples to look at: of each set its share of `count`, but at least one; None: all."""
+    total = sum(len(one.samples) for one in sets)
+    return [(one, index) for one in sets for index in evenly(
+        len(one.samples), total if count is None else max(1, round(count * len(one.samples) / max(1, total))))]
 
 
 def evenly(length: int, count: int) -> list[int]:
@@ -178,8 +187,8 @@ def check_sizes(seen: Seen, size: tuple[int, int], model_config: JodiConfig) -> 
             seen.files[domain], domain)
     for domain, look in seen.looks.items():
         if abs(look.size[0] * image.size[1] / (look.size[1] * image.size[0]) - 1) > ASPECT:
-            seen.tell(Finding("other shape", f"it has {by(look.size)} pixels, but its picture {by(image.size)}: they do "
-                              "not lie over one another"), seen.files[domain], domain)
+            seen.tell(Finding("other shape", f"it has {by(look.size)} pixels, but its picture {by(image.size)}: they "
+                              "do not lie over one another"), seen.files[domain], domain)
 
 
 def check_captions(seen: Seen, captions: dict[str, str], limit: int) -> None:

@@ -95,8 +95,8 @@ def decode(content: bytes) -> tuple[Image.Image, str, list[Finding]]:
     if frames > 1:
         findings.append(Finding("animated", f"only the first of its {frames} pictures is used"))
     if deep:
-        findings.append(Finding("more than 8 bits", "floats are cut to 0..1 and brought to 8 bits" if picture.mode == "F"
-                                else "its 16 bits are rounded to 8"))
+        findings.append(Finding("more than 8 bits", "its floats are cut to 0..1 and brought to 8 bits"
+                                if picture.mode == "F" else "its 16 bits are brought to 8"))
     if picture.mode == "CMYK":
         findings.append(Finding("CMYK", "its inks are turned to RGB without a colour profile: save it as RGB"))
     share = transparent(picture)
@@ -154,8 +154,8 @@ def unit_normals(pixels_3N: np.ndarray) -> Finding | None:
         return Finding("no unit normals", f"{off:.0%} of the vectors 2 rgb - 1 are not of length 1 (half of all are "
                        f"longer than {np.median(length_N):.2f})")
     if away > LENGTHS:
-        return Finding("no unit normals", f"{away:.0%} of the vectors 2 rgb - 1 point away from the viewer, whose side is "
-                       "blue: channels in another order?")
+        return Finding("no unit normals", f"{away:.0%} of the vectors 2 rgb - 1 point away from the viewer, whose side "
+                       "is blue: channels in another order?")
     return None
 
 
@@ -183,8 +183,8 @@ def class_colours(pixels_3N: np.ndarray) -> Finding | None:
 def dark_ground(pixels_3N: np.ndarray) -> Finding | None:
     ground = float(np.median(pixels_3N.max(0)))
     if ground > 0.2:
-        return Finding("no black ground", f"half of its pixels are brighter than {ground:.2f} of 1; skeletons are drawn "
-                       "on black")
+        return Finding("no black ground", f"half of its pixels are brighter than {ground:.2f} of 1; skeletons are "
+                       "drawn on black")
     return None
 
 

@@ -51,7 +51,7 @@ class Seen:
     problems: list[Problem] = field(default_factory=list)
 
     def tell(self, finding: Finding, file: str, domain: str = "") -> None:
-        self.problems.append(Problem(self.set, self.where, self.line, file, domain, finding.kind, finding.message, finding.fault))
+        self.problems.append(Problem(self.set, self.where, self.line, file, domain, **vars(finding)))
 
 
 @dataclass
@@ -149,6 +149,7 @@ class Report:
     def open(self, part: SetConfig) -> str:
         """The name that a set of the configuration has in the report."""
         name = part.path + (f" ({part.split})" if part.split else "")
+        name += ", evaluation" if len(self.sets) >= len(self.config.data.sets) else ""
         name += f", set {len(self.sets) + 1}" if name in self.sets else ""
         self.parts[name], self.sets[name] = part, {"samples": 0, "repeat": part.repeat, "looked_at": 0}
         return name
@@ -246,8 +247,8 @@ class Report:
             found = [source for where, source in self.captions if where == name]
             for source in part.captions if found else ():
                 if source not in found:
-                    self.note("no such caption", f"captions.{source} has a weight, but no sample that was looked at has "
-                              f"such a caption; there are {', '.join(found)}", set=name)
+                    self.note("no such caption", f"captions.{source} has a weight, but no sample that was looked at "
+                              f"has such a caption; there are {', '.join(found)}", set=name)
 
     def find_odd_lines(self) -> None:
         for domain, tally in self.domains.items():
@@ -278,8 +279,8 @@ class Report:
         parts = [self.sets_table(), self.bins_table(), self.captions_table(), self.domains_table(),
                  listed("faults: training skips these samples, or stops", self.faults),
                  listed("warnings: training goes on", self.warnings)]
-        parts.append(f"{sum(row['looked_at'] for row in self.sets.values())} samples looked at: {len(self.faults)} faults, "
-                     f"{len(self.warnings)} warnings")
+        count = sum(row["looked_at"] for row in self.sets.values())
+        parts.append(f"{count} samples looked at: {len(self.faults)} faults, {len(self.warnings)} warnings")
         return "\n\n".join(part for part in parts if part)
 
     def sets_table(self) -> str:
