@@ -61,11 +61,14 @@ class Store:
     def has(self, key: str) -> bool:
         return any(part.execute("select 1 from entries where key = ?", (key,)).fetchone() for part in self.parts())
 
-    def put(self, key: str, value: Tensor) -> None:
-        data = value.detach().half().cpu().contiguous().numpy().tobytes()
+    def put(self, values: dict[str, Tensor]) -> None:
+        """All of them, or none if this is cut short."""
+        rows = []
+        for key, value in values.items():
+            data = value.detach().half().cpu().contiguous().numpy().tobytes()
+            rows.append((key, "x".join(map(str, value.shape)), zlib.crc32(data), data))
         with self.own as own:
-            own.execute("insert or replace into entries values (?, ?, ?, ?)",
-                        (key, "x".join(map(str, value.shape)), zlib.crc32(data), data))
+            own.executemany("insert or replace into entries values (?, ?, ?, ?)", rows)
 
     def digest(self, path: Path) -> str:
         """sha256 of a file's content; remembered while its size and time of change stay."""

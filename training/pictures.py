@@ -50,20 +50,25 @@ class PictureSource:
 
     def read(self, index: int, generator: torch.Generator) -> Item:
         sample, target = self.samples.sample(index), self.samples.target(index)
+        self.check(sample)
         latents = {domain: self.latent(sample, domain, target) for domain in self.domains}
         some = next(latent for latent in latents.values() if latent is not None)
         return Item(torch.stack([torch.zeros_like(some) if latent is None else latent for latent in latents.values()], 1),
                     torch.tensor([latent is not None for latent in latents.values()]),
                     self.caption(sample.choose_caption(generator)), sample.name)
 
+    def check(self, sample: Sample) -> None:
+        """ValueError for a sample without what every sample has."""
+        if self.domains[0] not in sample.pictures:
+            raise ValueError(f"{sample.name}: it has no image")
+
     def latent(self, sample: Sample, domain: str, target: tuple[int, int]) -> Tensor | None:
         """(C, h, w) scaled, float32; None if the sample lacks the domain."""
         path = sample.pictures.get(domain)
-        if path is None and domain == self.domains[0]:
-            raise ValueError(f"{sample.name}: it has no image")
         if path is None and not (domain == "openpose" and self.data.empty_pose):
             return None
-        return self.kept(self.picture_key(path, domain, target), lambda: self.encode(path, domain, target))
+        return self.kept(self.picture_key(path, domain, target),
+                         lambda: self.encode(self.picture(path, domain, target)[None])[0])
 
     def picture_key(self, path: Path | Member | None, domain: str, target: tuple[int, int]) -> str | None:
         if self.store is None:
@@ -84,7 +89,7 @@ class PictureSource:
         if found is None:
             found = make().half()
             if key is not None:
-                self.store.put(key, found)
+                self.store.put({key: found})
         return found.float()
 
     def load(self, sample: Sample, target: tuple[int, int]) -> dict[str, Tensor]:
@@ -101,28 +106,13 @@ class PictureSource:
     # ---- encoders ---------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, path: Path | None, domain: str, target: tuple[int, int]) -> Tensor:
-        picture_3HW = self.picture(path, domain, target)
+    def encode(self, picture_B3HW: Tensor) -> Tensor:
+        """Pictures in [-1, 1] -> scaled latents (B, C, h, w), float32 on the CPU."""
         autoencoder = self.encoders.autoencoder
         weight = next(autoencoder.parameters())
-        return autoencoder.encode(picture_3HW[None].to(weight))[0].float().cpu() * autoencoder.config.scaling_factor
+        return autoencoder.encode(picture_B3HW.to(weight)).float().cpu() * autoencoder.config.scaling_factor
 
     @torch.no_grad()
     def encode_caption(self, prompt: str) -> Tensor:
         features_1MC, length = self.encoders.text.encode([prompt])
         return features_1MC[0, :int(length)].cpu()
-
-    def fill(self, part: int, parts: int) -> tuple[int, list[str]]:
-        """Encode everything that is not in the store yet, every parts-th sample; (samples, what could not be read)."""
-        faults = []
-        for index in range(part, len(self.samples), parts):
-            try:
-                sample = self.samples.sample(index)
-                for domain in self.domains:
-                    self.latent(sample, domain, self.samples.target(index))
-                for caption in sample.captions.values():
-                    self.caption(caption)
-            except (OSError, ValueError) as error:
-                faults.append(str(error))
-                print(f"skipped: {error}", flush=True)
-        return len(range(part, len(self.samples), parts)), faults

@@ -13,11 +13,12 @@ from jodi_core.weights import write_model
 
 from . import checkpoint, loop
 from .adapters import adapter_tensors, merge_adapters
-from .config import TrainConfig, differences
+from .config import SetConfig, TrainConfig, differences
 from .data import MicroBatches, Source
 from .ema import Ema
 from .encoders import Encoders
 from .evaluate import Evaluator
+from .filling import fill
 from .losses import JointLoss
 from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place,
                     starting_config)
@@ -39,15 +40,18 @@ def prepare(config: TrainConfig, processes: Processes) -> None:
                     processes.world)
     elif config.data.cache:
         encoders = Encoders(config.start, processes.device)
-        source = open_source(config, starting_config(config), encoders, processes)
-        samples, faults = source.fill(processes.rank, processes.world)
-        print(f"{config.data.cache}: {samples} samples, {len(faults)} unreadable", flush=True)
+        for sets in filter(None, (config.data.sets, config.evaluation.sets)):
+            source = pictures_of(config, sets, starting_config(config), encoders, processes)
+            samples, faults = fill(source, processes.rank, processes.world)
+            print(f"{config.data.cache}: {samples} samples, {len(faults)} faults", flush=True)
     processes.wait()
 
 
 def train(config: TrainConfig, processes: Processes) -> None:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     config.accumulation(processes.world)    # refuses a batch that cannot be shared out
+    if not config.toy.scenes:
+        prepare(config, processes)
     encoders = Encoders(config.start, processes.device)
     model = make_model(config, encoders)
     source = open_source(config, model.config, encoders, processes)
@@ -63,16 +67,19 @@ def open_evaluator(config: TrainConfig, model: JodiConfig, encoders: Encoders, p
     """None if the run is not evaluated."""
     if not config.evaluation.every:
         return None
-    data = replace(config.data, sets=config.evaluation.sets)
-    source = PictureSource(replace(config, data=data), Samples(data, model.domains, model.bins), encoders, processes.rank)
-    return Evaluator(config, source, processes)
+    return Evaluator(config, pictures_of(config, config.evaluation.sets, model, encoders, processes), processes)
 
 
 def open_source(config: TrainConfig, model_config: JodiConfig, encoders: Encoders, processes: Processes) -> Source:
     if config.toy.scenes:
         return ToyScenes(config.toy)
-    samples = Samples(config.data, model_config.domains, model_config.bins)
-    return PictureSource(config, samples, encoders, processes.rank)
+    return pictures_of(config, config.data.sets, model_config, encoders, processes)
+
+
+def pictures_of(config: TrainConfig, sets: tuple[SetConfig, ...], model: JodiConfig, encoders: Encoders,
+                processes: Processes) -> PictureSource:
+    data = replace(config.data, sets=sets)
+    return PictureSource(replace(config, data=data), Samples(data, model.domains, model.bins), encoders, processes.rank)
 
 
 def start(config: TrainConfig, model: JodiTransformer, source: Source, processes: Processes) -> loop.Run:

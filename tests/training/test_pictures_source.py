@@ -18,6 +18,7 @@ from training.caches import Store
 from training.config import (AdapterConfig, DataConfig, OptimConfig, SaveConfig, SetConfig, SpeedConfig, StartConfig,
                              TrainConfig, WatchConfig)
 from training.encoders import Encoders
+from training.filling import fill
 from training.parallel import Processes
 from training.pictures import PictureSource
 from training.samples import FolderSet, Samples, load_for_training
@@ -139,7 +140,7 @@ def failing(*arguments):
 
 def test_everything_is_encoded_once(folder, encoders, monkeypatch):
     first = open_source(folder, encoders)
-    assert first.fill(0, 2) == (5, []) and first.fill(1, 2) == (4, [])
+    assert fill(first, 0, 2) == (5, []) and fill(first, 1, 2) == (4, [])
     monkeypatch.setattr(PictureSource, "encode", failing)
     monkeypatch.setattr(PictureSource, "encode_caption", failing)
     again = open_source(folder, encoders)
@@ -188,7 +189,7 @@ def test_without_a_cache_it_is_the_same(folder, encoders):
 
 def test_a_store_reads_what_all_processes_wrote(tmp_path):
     for rank in range(3):
-        Store(tmp_path, rank).put(f"key{rank}", torch.full((2, 3), float(rank)))
+        Store(tmp_path, rank).put({f"key{rank}": torch.full((2, 3), float(rank))})
     assert all(torch.equal(Store(tmp_path).get(f"key{rank}"), torch.full((2, 3), float(rank)).half()) for rank in range(3))
     assert Store(tmp_path).get("other") is None and Store(tmp_path).has("key1")
 
@@ -218,7 +219,7 @@ def test_a_bad_sample_is_named_and_another_taken(folder, encoders, fault, capsys
 
 def test_the_cache_command_counts_them(folder, encoders):
     spoil(folder, 2, "truncated")
-    samples, faults = open_source(folder, encoders).fill(0, 1)
+    samples, faults = fill(open_source(folder, encoders), 0, 1)
     assert samples == 9 and len(faults) == 1 and ".png" in faults[0]
 
 
