@@ -82,6 +82,12 @@ def pose(found_N3HW: Tensor, truth_N3HW: Tensor) -> dict[str, float]:
     return {"iou": (found & truth).sum().item() / max(1, (found | truth).sum().item())}
 
 
+def mask(found_N3HW: Tensor, truth_N3HW: Tensor) -> dict[str, float]:
+    """`iou` of the pixels brighter than one half."""
+    found, truth = (picture[:, 0] > 127 for picture in (found_N3HW, truth_N3HW))
+    return {"iou": (found & truth).sum().item() / max(1, (found | truth).sum().item())}
+
+
 def psnr(found_N3HW: Tensor, truth_N3HW: Tensor) -> dict[str, float]:
     """`psnr` in dB, the mean over the pictures of each one's (of at least one level's error in all)."""
     error_N = (unit(found_N3HW) - unit(truth_N3HW)).square().mean((1, 2, 3))
@@ -89,13 +95,13 @@ def psnr(found_N3HW: Tensor, truth_N3HW: Tensor) -> dict[str, float]:
 
 
 METRICS = {"image": psnr, "lineart": lines, "edge": lines, "depth": depth, "normal": normal, "albedo": psnr,
-           "segmentation": segmentation, "openpose": pose}
+           "segmentation": segmentation, "openpose": pose, "shadow": mask}
 
 
 def compare(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[tuple[str, str], float]:
-    """(domain, metric) -> value for every domain that was found."""
-    return {(name, metric): value for name, measure in METRICS.items() if name in found
-            for metric, value in measure(found[name], truth[name]).items()}
+    """(domain, metric) -> value for every domain that was found; `psnr` of those that have no metric of their own."""
+    return {(name, metric): value for name in found
+            for metric, value in METRICS.get(name, psnr)(found[name], truth[name]).items()}
 
 
 def share(value: float, baseline: float, ceiling: float) -> float:

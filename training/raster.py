@@ -9,8 +9,8 @@ import torch
 
 # Channels of a canvas. TONE is the image without soft borders, FACE the number of the face that is seen.
 IMAGE, ALBEDO, TONE, NORMAL = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)
-DEPTH, CLASS, FACE, POSE = slice(12, 13), slice(13, 14), slice(14, 15), slice(15, 18)
-CHANNELS = 18
+DEPTH, CLASS, FACE, POSE, SHADOW = slice(12, 13), slice(13, 14), slice(14, 15), slice(15, 18), slice(18, 19)
+CHANNELS = 19
 
 GROUND_FACES = 16  # faces below lie flat on the ground and take shadows
 SUN_HEIGHT = 0.65  # vertical part of the light's direction; flat ground is lit fully
@@ -130,6 +130,7 @@ class Brush:
         cover, inside = self._cover(distance), (distance < 0)[:, None]
         self.blend(IMAGE, cover, colour)
         self.blend(ALBEDO, cover, albedo)
+        self.blend(SHADOW, cover, 0.0)
         self.put(TONE, inside, colour)
         self.put(NORMAL, inside, normal * torch.stack((self.flip, *torch.ones(2, len(self.flip))), 1)[..., None, None])
         self.put(DEPTH, inside, depth[:, None])
@@ -143,9 +144,10 @@ class Brush:
 
     def shadow(self, distance):
         """Darken the picture where the ground is seen."""
-        face = self.layers[:, FACE]
-        dark = (0.9 - self.ambient[:, None, None, None]) * (face < GROUND_FACES)
-        self.layers[:, IMAGE] *= 1 - dark * self._cover(distance)
+        ground, cover = self.layers[:, FACE] < GROUND_FACES, self._cover(distance)
+        dark = (0.9 - self.ambient[:, None, None, None]) * ground
+        self.layers[:, IMAGE] *= 1 - dark * cover
+        self.layers[:, SHADOW] = torch.maximum(self.layers[:, SHADOW], cover * ground)
         self.layers[:, TONE] *= 1 - dark * (distance < 0)[:, None]
 
     def mark(self, distance, colour):

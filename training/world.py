@@ -15,7 +15,7 @@ from jodi_core.domains import JODI_DOMAINS
 from jodi_core.segmentation import PALETTE_12
 from training.captions import caption
 from training.objects import (DRAWINGS, FRONT, MOUNTAIN, PLANT, ROAD, SKY, UNLABELED, UP, WATER, colours_of, rgb)
-from training.raster import (ALBEDO, CLASS, DEPTH, FACE, GROUND_FACES, IMAGE, NORMAL, POSE, TONE, Brush, Canvas)
+from training.raster import (ALBEDO, CLASS, DEPTH, FACE, GROUND_FACES, IMAGE, NORMAL, POSE, SHADOW, TONE, Brush, Canvas)
 from training.scene import COLOURS, Scene, Thing, sample_scene
 
 __all__ = ["COLOURS", "Scene", "Thing", "colour_word", "render", "sample_scene", "write_dataset"]
@@ -36,8 +36,9 @@ _EDGE = 0.07  # smallest step of the picture (0..1, any channel) that counts as 
 
 
 @torch.no_grad()
-def render(scenes: list[Scene], height: int, width: int) -> dict[str, torch.Tensor]:
-    """Pictures of scenes: domain name -> (B, 3, height, width) uint8 for each of JODI_DOMAINS.
+def render(scenes: list[Scene], height: int, width: int, shadows: bool = False) -> dict[str, torch.Tensor]:
+    """Pictures of scenes: domain name -> (B, 3, height, width) uint8 for each of JODI_DOMAINS, and if asked for
+    "shadow": white where a thing keeps the sun from the ground.
 
     depth is a disparity, 0 for the sky and 255 for the nearest ground; normals are (n + 1) / 2 in camera space (x
     right, y up, z to the viewer) with the sky facing the viewer; lines are white on black.
@@ -52,7 +53,8 @@ def render(scenes: list[Scene], height: int, width: int) -> dict[str, torch.Tens
         if rows:
             light = sides[rows], ambient[rows], tint[rows]
             _paint_things(canvas, rows, [scenes[row] for row in rows], kind, draw, extent, light)
-    return _labels(canvas.layers, max(1, round(canvas.unit / 128)))
+    pictures = _labels(canvas.layers, max(1, round(canvas.unit / 128)))
+    return pictures | ({"shadow": _bytes(canvas.layers[:, SHADOW]).expand(-1, 3, -1, -1)} if shadows else {})
 
 
 def _paint_things(canvas, rows, scenes, kind, draw, extent, light):
@@ -167,9 +169,13 @@ def _labels(layers, thick):
         "depth": layers[:, DEPTH], "openpose": layers[:, POSE],
         "lineart": _lines(layers[:, FACE], 0.5, thick), "edge": _lines(layers[:, TONE], _EDGE, thick),
     }
-    pictures = {name: (255 * value.clamp(0, 1)).round().byte() for name, value in pictures.items()}
+    pictures = {name: _bytes(value) for name, value in pictures.items()}
     pictures["segmentation"] = PALETTE_12[layers[:, CLASS.start].long()].permute(0, 3, 1, 2)
     return {name: pictures[name].expand(-1, 3, -1, -1).contiguous() for name in JODI_DOMAINS}
+
+
+def _bytes(values):
+    return (255 * values.clamp(0, 1)).round().byte()
 
 
 def _lines(values, step, thick):
@@ -191,8 +197,22 @@ def colour_word(albedo_3HW: torch.Tensor, mask_HW: torch.Tensor) -> str:
     return tuple(COLOURS)[votes.argmax()] if votes.any() else ""
 
 
-def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: int = 32) -> Path:
+def ink(pictures: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The scenes drawn with a pen and a grey wash on cream paper: another `image` for the same labels."""
+    grey = pictures["image"].float().mean(1, keepdim=True) / 255
+    strokes = pictures["lineart"].float() / 255
+    paper = torch.tensor([250.0, 243.0, 226.0])[:, None, None]
+    return (paper * (0.6 + 0.4 * grey) * (1 - 0.85 * strokes)).round().byte()
+
+
+STYLES = {"plain": None, "ink": ink}
+
+
+def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: int = 32, style: str = "plain",
+                  shadows: bool = False) -> Path:
     """Write `count` scenes (seeds seed, seed + 1, ...) of size x size pixels as a training folder; its metadata file.
+
+    style: of the image, one of STYLES. shadows: with `annotation_shadow`.
 
     Layout: `metadata.jsonl` with one JSON object per scene: `image`, `info` {height, width}, `caption` {"toy": text}
     and `annotation_<domain>` for lineart, edge, depth, normal, albedo, seg_12colors, openpose; paths are relative to
@@ -200,14 +220,17 @@ def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: i
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    places = {name: f"annotation_{'seg_12colors' if name == 'segmentation' else name}" for name in JODI_DOMAINS[1:]}
+    labels = (*JODI_DOMAINS[1:], *(["shadow"] if shadows else []))
+    places = {name: f"annotation_{'seg_12colors' if name == 'segmentation' else name}" for name in labels}
     for place in ("images", *places.values()):
         (folder / place).mkdir(exist_ok=True)
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as lines:
         for first in range(seed, seed + count, batch):
             seeds = range(first, min(first + batch, seed + count))
             scenes = [sample_scene(one) for one in seeds]
-            pictures = render(scenes, size, size)
+            pictures = render(scenes, size, size, shadows)
+            if STYLES[style]:
+                pictures["image"] = STYLES[style](pictures)
             for row, (one, scene) in enumerate(zip(seeds, scenes)):
                 entry = {"image": f"images/{one:08d}.png", "info": {"height": size, "width": size},
                          "caption": {"toy": caption(scene, one)}}
@@ -225,8 +248,11 @@ def main(arguments=None):
     parser.add_argument("--count", type=int, default=256, help="number of scenes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first scene; the others follow it")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
+    parser.add_argument("--style", choices=tuple(STYLES), default="plain", help="of the pictures; the labels are the same")
+    parser.add_argument("--shadows", action="store_true", help="one more label: annotation_shadow")
     options = parser.parse_args(arguments)
-    print(write_dataset(options.folder, options.count, options.seed, options.size))
+    print(write_dataset(options.folder, options.count, options.seed, options.size, style=options.style,
+                        shadows=options.shadows))
 
 
 if __name__ == "__main__":

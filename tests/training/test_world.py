@@ -213,3 +213,29 @@ def test_dataset_folder(tmp_path, capsys):
 def test_dataset_is_the_same_in_any_batch(tmp_path):
     texts = [write_dataset(tmp_path / str(batch), 3, 0, 32, batch=batch).read_text() for batch in (1, 2)]
     assert texts[0] == texts[1]
+
+
+def test_shadows_lie_on_the_ground_and_where_the_picture_is_darker():
+    scenes = [sample_scene(seed) for seed in range(8)]
+    pictures = render(scenes, 128, 128, shadows=True)
+    plain = render(scenes, 128, 128)
+    assert list(pictures) == [*plain, "shadow"] and all(torch.equal(pictures[name], plain[name]) for name in plain)
+    cast = pictures["shadow"][:, 0] > 200
+    assert 0.002 < cast.float().mean() < 0.1
+    lit = (pictures["image"].float() / pictures["albedo"].float().clamp_min(1)).mean(1)
+    for row in range(8):
+        if cast[row].any():
+            ground = (pictures["normal"][row, 1] > 250) & ~(pictures["shadow"][row, 0] > 0)
+            assert lit[row][cast[row]].mean() < lit[row][ground].mean()
+
+
+def test_another_style_is_another_image_with_the_same_labels(tmp_path):
+    for style in ("plain", "ink"):
+        write_dataset(tmp_path / style, 2, 5, 64, style=style)
+    def read(style, path):
+        with Image.open(tmp_path / style / path) as picture:
+            return picture.convert("RGB").copy()
+    entry = json.loads((tmp_path / "ink" / "metadata.jsonl").read_text().splitlines()[0])
+    assert read("ink", entry["annotation_depth"]).tobytes() == read("plain", entry["annotation_depth"]).tobytes()
+    colours = [np.ptp(np.asarray(read(style, entry["image"]), dtype=int), axis=2).mean() for style in ("plain", "ink")]
+    assert colours[1] < 30 < colours[0]
