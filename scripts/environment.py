@@ -27,7 +27,7 @@ TORCH = "torch==2.13.0"
 COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 NOT_NEEDED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs")
 TEST_TOOLS = ("pytest>=8",)
-TRAINING = ("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboard==2.21.0")  # of the trainer
+TRAINING = ("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboard==2.21.0", "ray[data]==2.60.0")  # of the trainer
 
 # Where torch has no CUDA, torchvision's compiled half (linked against CUDA) does not load.  Its Python half then only
 # misses two operator names, which it describes to torch at import.
