@@ -18,7 +18,7 @@ from jodi_core.models.jodi_config import JodiConfig
 from jodi_core.text import FLAGS, clean_prompt
 
 from .check_picture import Finding, Unreadable, look_at
-from .check_report import Report, Seen
+from .check_report import TILE, Report, Seen
 from .config import SetConfig, TrainConfig
 from .model import starting_config
 from .samples import Samples
@@ -75,8 +75,9 @@ def check(config: TrainConfig, count: int | None = None, rows: int = 12, workers
             report.count_size(size, one.samples.target(index), part.repeat)
     places = places_of([one for one in sets if one], count)
     drawn = set(evenly(len(places), rows))
-    for number, seen in enumerate(look_at_all(config, model_config, places, workers)):
-        report.add(seen, draw=number in drawn)
+    work = [(*place, TILE if number in drawn else 0) for number, place in enumerate(places)]
+    for seen in look_at_all(config, model_config, work, workers):
+        report.add(seen)
     report.finish()
     return report
 
@@ -112,23 +113,23 @@ def evenly(length: int, count: int) -> list[int]:
     return [number * (length - 1) // max(1, count - 1) for number in range(count)]
 
 
-def look_at_all(config: TrainConfig, model_config: JodiConfig, places: list[tuple[OpenSet, int]],
-              workers: int) -> Iterator[Seen]:
-    """What was seen of each sample, in order; says now and then how far it is."""
+def look_at_all(config: TrainConfig, model_config: JodiConfig, work: list[tuple[OpenSet, int, int]],
+                workers: int) -> Iterator[Seen]:
+    """What was seen of each (set, index, tile), in order; says now and then how far it is."""
     said = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:    # decoding and resizing run outside the interpreter's lock
-        for first in range(0, len(places), AT_A_TIME):
-            yield from pool.map(lambda place: look_at_sample(config, model_config, *place),
-                                places[first:first + AT_A_TIME])
+        for first in range(0, len(work), AT_A_TIME):
+            yield from pool.map(lambda one: look_at_sample(config, model_config, *one), work[first:first + AT_A_TIME])
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
-                print(f"{min(first + AT_A_TIME, len(places))} of {len(places)} samples", flush=True)
+                print(f"{min(first + AT_A_TIME, len(work))} of {len(work)} samples", flush=True)
 
 
 # ---- one sample ---------------------------------------------------------------------------------------------------
 
-def look_at_sample(config: TrainConfig, model_config: JodiConfig, one: OpenSet, index: int) -> Seen:
-    seen = Seen(one.name, one.samples.target(index))
+def look_at_sample(config: TrainConfig, model_config: JodiConfig, one: OpenSet, index: int, tile: int) -> Seen:
+    """tile: longer side of small pictures for the contact sheet; 0: it is not on it."""
+    seen = Seen(one.name, one.samples.target(index), tile)
     try:
         sample = one.samples.sample(index)
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -140,7 +141,8 @@ def look_at_sample(config: TrainConfig, model_config: JodiConfig, one: OpenSet, 
     for domain, source in sample.pictures.items():
         seen.files[domain] = str(source)
         try:
-            look = seen.looks[domain] = look_at(domain, content_of(source), seen.target, config.data.segmentation)
+            content = content_of(source)
+            look = seen.looks[domain] = look_at(domain, content, seen.target, config.data.segmentation, tile)
         except Unreadable as error:
             seen.tell(error.finding, seen.files[domain], domain)
         else:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
-from jodi_core.pictures import read_picture
+from jodi_core.pictures import read_picture, to_pil
 from jodi_core.segmentation import PALETTE_12, PALETTE_150
 
 from .samples import bring_to_size
@@ -43,7 +44,7 @@ class Look:
 
     size: tuple[int, int]              # (height, width), upright
     form: str                          # file format and kind of pixels, as "PNG RGB"
-    values_3HW: np.ndarray             # as training sees it, but in [0, 1]
+    tile: Image.Image | None           # as training sees it, small, if it was asked for
     findings: list[Finding] = field(default_factory=list)
     mean: float = 0.0
     square: float = 0.0                # mean of the squares
@@ -53,14 +54,18 @@ class Look:
     empty: bool = False                # openpose: nobody
 
 
-def look_at(domain: str, content: bytes, target: tuple[int, int], segmentation: str) -> Look:
-    """Decode a file and bring it to size. Unreadable if training could not do so."""
+def look_at(domain: str, content: bytes, target: tuple[int, int], segmentation: str, tile: int = 0) -> Look:
+    """Decode a file and bring it to size. Unreadable if training could not do so.
+
+    tile: longer side, in pixels, of the small picture that is kept; 0: none.
+    """
     picture, form, findings = decode(content)
     try:
         values_3HW = (bring_to_size(domain, picture, target, segmentation).numpy() + 1) / 2
     except ValueError as error:
         raise Unreadable("unusable picture", str(error)) from error
-    look = Look((picture.height, picture.width), form, values_3HW, findings)
+    small = ImageOps.contain(to_pil(torch.from_numpy(values_3HW)), (tile, tile)) if tile else None
+    look = Look((picture.height, picture.width), form, small, findings)
     step = max(1, int((values_3HW[0].size / LOOKED_AT) ** 0.5))
     pixels_3N = values_3HW[:, ::step, ::step].reshape(3, -1).astype(np.float64)
     look.mean, look.square = float(pixels_3N.mean()), float(np.square(pixels_3N).mean())

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from jodi_core.fitting import cover_size
@@ -42,6 +41,7 @@ class Seen:
 
     set: str
     target: tuple[int, int]            # (height, width) that training brings it to
+    tile: int = 0                      # longer side of its pictures on the sheet; 0: it is not on it
     where: str = ""                    # its place in the metadata
     line: int | None = None
     metadata: str = ""                 # the file that names it
@@ -133,7 +133,7 @@ class Report:
         self.first: dict[int, str] = {}            # hash of a set and a caption -> the first sample with it
         self.same: dict[int, SameCaption] = {}     # captions that more samples have
         self.lines: dict[tuple[str, str], list] = defaultdict(list)    # (domain, ground) -> places
-        self.common: set[str] | None = None                 # labels that all samples have
+        self.common: dict[bool, set[str]] = {}     # of evaluation? -> labels that all samples have
         self.tiles: list[tuple[str, Image.Image]] = []
 
     @property
@@ -154,6 +154,9 @@ class Report:
         self.parts[name], self.sets[name] = part, {"samples": 0, "repeat": part.repeat, "looked_at": 0}
         return name
 
+    def of_evaluation(self, name: str) -> bool:
+        return list(self.sets).index(name) >= len(self.config.data.sets)
+
     def note(self, kind: str, message: str, *, set: str = "", sample: str = "", line: int | None = None, file: str = "",
              domain: str = "", fault: bool = False) -> None:
         self.problems.append(Problem(set, sample, line, file, domain, kind, message, fault))
@@ -170,7 +173,7 @@ class Report:
         tally.most_cropped = max(tally.most_cropped, cropped)
         tally.upscaled += repeat * (cover[0] > size[0])
 
-    def add(self, seen: Seen, draw: bool) -> None:
+    def add(self, seen: Seen) -> None:
         self.problems += seen.problems
         self.sets[seen.set]["looked_at"] += 1
         for domain, tally in self.domains.items():
@@ -182,10 +185,10 @@ class Report:
                 tally.absent += domain not in seen.files
             if look and look.ground and len(self.lines[domain, look.ground]) < REMEMBERED:
                 self.lines[domain, look.ground].append((seen.set, seen.where, seen.line, seen.files[domain]))
-        labels = set(seen.files) - {self.model.domains[0]}
-        self.common = labels if self.common is None else self.common & labels
+        evaluation, labels = self.of_evaluation(seen.set), set(seen.files) - {self.model.domains[0]}
+        self.common[evaluation] = self.common.get(evaluation, labels) & labels
         self.add_captions(seen)
-        if draw:
+        if seen.tile:
             self.draw(seen)
 
     def add_captions(self, seen: Seen) -> None:
@@ -211,9 +214,8 @@ class Report:
             look = seen.looks.get(domain)
             title = f"{place}{seen.where}: {domain}" if domain == self.model.domains[0] else domain
             fault = wrong.get(domain, "" if domain in seen.files else "absent")
-            tile = Image.new("RGB", seen.target[::-1], ABSENT) if look is None else Image.fromarray(
-                (255 * look.values_3HW).round().astype(np.uint8).transpose(1, 2, 0))
-            self.tiles.append((f"{title}: {fault}" if fault else title, ImageOps.contain(tile, (TILE, TILE))))
+            tile = look.tile if look else ImageOps.contain(Image.new("RGB", seen.target[::-1], ABSENT), (TILE, TILE))
+            self.tiles.append((f"{title}: {fault}" if fault else title, tile))
 
     # ---- what only all samples together tell ----------------------------------------------------------------------
 
@@ -223,17 +225,27 @@ class Report:
         self.find_odd_lines()
         for size, tally in self.bins.items():
             if tally.samples < self.config.batch:
-                self.note("small bin", f"the bin of {size[1]}x{size[0]} has {tally.samples} samples, but a batch "
-                          f"{self.config.batch}: batches hold some of them twice or more")
+                self.note("small bin", f"samples in the bin of {size[1]}x{size[0]}: {tally.samples}, fewer than the "
+                          f"{self.config.batch} of a batch, which holds some of them twice or more")
         pose = self.domains.get("openpose")
         if pose and pose.present and pose.empty == pose.present:
             self.note("nobody", "every openpose label that was looked at is empty", domain="openpose")
+        self.find_common_labels()
+
+    def find_common_labels(self) -> None:
+        """In training with in_turn, and in evaluation, all samples of a micro-batch make the same labels."""
         config = self.config
-        if "openpose" in self.domains and config.data.empty_pose:
-            self.common = (self.common or set()) | {"openpose"}
-        if self.common == set() and config.in_turn and "perceive" in config.tasks and config.micro_batch > 1:
-            self.note("no common label", "in_turn = true asks all samples of a micro-batch for the same labels, but no "
-                      "label is in all samples: training stops at a batch without one. Use in_turn = false", fault=True)
+        nobody = {"openpose"} & set(self.model.domains) if config.data.empty_pose else set()
+        for evaluation, labels in self.common.items():
+            if labels | nobody or "perceive" not in config.tasks or config.micro_batch == 1:
+                continue
+            if evaluation:
+                self.note("no common label", "no label is in all evaluation samples, but those of a micro-batch are asked "
+                          "for the same ones: training stops at the first without. Use micro_batch = 1, or other samples",
+                          fault=True)
+            elif config.in_turn:
+                self.note("no common label", "in_turn = true asks all samples of a micro-batch for the same labels, but no "
+                          "label is in all samples: training stops at the first without. Use in_turn = false", fault=True)
 
     def find_same_captions(self) -> None:
         for same in self.same.values():

@@ -219,7 +219,7 @@ def test_a_size_that_is_not_the_pictures(folder):
     kinds = {problem.kind: problem for problem in check(config_of(folder)).problems}
     assert kinds["other size"].message == ("it has 64x64 pixels, but info says 100x60: it is brought to 80x48 and not "
                                            "to 64x64")
-    assert "the bin of 80x48 has 1 samples, but a batch 4" in kinds["small bin"].message and len(kinds) == 2
+    assert "the bin of 80x48: 1, fewer than the 4 of a batch" in kinds["small bin"].message and len(kinds) == 2
 
 
 def test_turned_pictures_are_taken_upright(folder):
@@ -281,8 +281,11 @@ def test_no_label_that_all_have(folder):
         without_labels(folder, line, keep=("annotation_depth" if line % 2 else "annotation_edge",))
     sets = {"sets": (SetConfig(path=str(folder)),), "empty_pose": False}
     assert check(config_of(data=sets)).problems == []
-    problem, = check(config_of(data=sets, in_turn=True)).problems
-    assert problem.kind == "no common label" and problem.fault
+    evaluation = EvaluationConfig(every=1, sets=sets["sets"])
+    for changes, advice in (({"in_turn": True}, "in_turn = false"), ({"evaluation": evaluation}, "micro_batch = 1")):
+        problem, = check(config_of(data=sets, **changes)).problems
+        assert problem.kind == "no common label" and problem.fault and advice in problem.message
+        assert check(config_of(data=sets, micro_batch=1, **changes)).problems == []
 
 
 def test_nobody_anywhere(folder):
@@ -385,6 +388,12 @@ def test_the_sheet_shows_each_picture_in_its_row_and_column(folder):
         assert np.abs(small - pixels(file(folder, line, "normal"))).mean() < 6
     assert [title for title, _ in tiles[2]][:4] == ["line 3: image", "lineart", "edge: missing file", "depth: absent"]
     assert tiles[2][2][1].getextrema() == ((70, 70),) * 3
+
+
+def test_the_published_model_is_not_fetched(toy_set, monkeypatch):
+    monkeypatch.setattr("jodi_core.files._fetch", lambda *arguments, **where: pytest.fail("a download"))
+    report = check(config_of(toy_set, start=StartConfig()), count=1)
+    assert report.faults == [] and report.bins[1024, 1024].upscaled == SCENES
 
 
 def test_toy_scenes_need_no_check(tmp_path, capsys):
