@@ -111,8 +111,8 @@ def go_on(run: loop.Run, folder: Path, config: TrainConfig, processes: Processes
                          "what shapes the model or its optimiser, or use another output") from error
 
 
-def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool = False) -> None:
-    """Write the newest checkpoint as files that Jodi Loader, or the host's LoRA loader, opens.
+def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool = False) -> int:
+    """Write the newest checkpoint as a file that Jodi Loader, or the host's LoRA loader, opens; its step.
 
     A transformer in float16; in the modes lora and dora the changes alone, unless `merged`. Averaged weights if the
     run averages, unless `raw`.
@@ -128,6 +128,7 @@ def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool
         write_model(target, "transformer", model.config, {k: v.half() for k, v in model.state_dict().items()},
                     overwrite=True)
     print(f"{target}: step {step}")
+    return step
 
 
 def load_weights(config: TrainConfig, model: JodiTransformer, averaged: bool) -> int:
