@@ -1,6 +1,7 @@
 """python -m training bundle|cache|train|export|check-data CONFIG.toml [section.key=value ...]
 python -m training pack FOLDER_SET OUT_DIR
 python -m training annotate FOLDER
+python -m training plot RUN [RUN2 ...]
 
 bundle makes everything that the tiny model consists of; cache, train and export are its later steps alone. check-data
 reads the data sets before a run; pack writes one as tar shards. bundle, cache and train also run as several processes:
@@ -10,7 +11,7 @@ python -m torch.distributed.run --nproc-per-node N -m training ...
 import argparse
 from pathlib import Path
 
-from . import annotate, check_data, pack
+from . import annotate, check_data, pack, plot
 from .bundle import make_bundle
 from .config import TrainConfig, load_config
 from .parallel import Processes
@@ -34,6 +35,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     check_data.options(command)
     pack.add_command(commands)
     annotate.add_command(commands)
+    plot.add_command(commands)
     options, late = parser.parse_known_args(arguments)
     if any(item.startswith("-") or "=" not in item for item in late) or (late and "overrides" not in options):
         parser.error(f"unrecognized arguments: {' '.join(late)}")
