@@ -73,11 +73,11 @@ def annotate(options: argparse.Namespace) -> int:
     else:
         results = annotate_on_ray(work, batches, options.ray, options.workers)
     made = collect(folder, results if batches else iter(()))
-    print(f"{folder.metadata}: {len(folder.lines) - len(folder.faults)} pictures; {made} labels made, {folder.there} were "
-          f"there; {len(folder.faults)} pictures could not be used", flush=True)
+    print(f"{folder.metadata}: {len(folder.lines) - len(folder.faults)} pictures; {made} labels made, {folder.there} "
+          f"were there; {len(folder.faults)} pictures could not be used", flush=True)
     if folder.without_caption:
-        print(f"{folder.without_caption} pictures have no caption, and training skips those: write one in a .txt file "
-              "beside each, or give --caption, and run this again")
+        print(f"{len(folder.without_caption)} pictures have no caption, and training skips those: write one in a .txt "
+              "file beside each, or give --caption, and run this again")
     return 1 if folder.faults else 0
 
 
@@ -118,10 +118,9 @@ def collect(folder: PictureFolder, results: Results) -> int:
     try:
         for jobs, faults in results:
             for job, fault in zip(jobs, faults):
-                if fault is None:
-                    folder.add(job)
-                    made += len(job.labels)
-            folder.faults += tell_faults([fault for fault in faults if fault])
+                folder.add(job, fault)
+                made += 0 if fault else len(job.labels)
+            tell_faults([fault for fault in faults if fault])
             done += len(jobs)
             now = time.monotonic()
             if now - said > SAY_EVERY:
@@ -138,7 +137,6 @@ def collect(folder: PictureFolder, results: Results) -> int:
     return made
 
 
-def tell_faults(faults: list[str]) -> list[str]:
+def tell_faults(faults: list[str]) -> None:
     for fault in faults:
         print(f"skipped: {fault}", flush=True)
-    return faults

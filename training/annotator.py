@@ -41,7 +41,7 @@ class Work:
 
 
 class Annotator:
-    """Call it with at most `batch` jobs of one size bin: what is wrong with each picture, None if its labels are written.
+    """Call it with at most `batch` jobs of one size bin; it returns what is wrong with each picture, None if nothing.
 
     A label depends on its picture, the picture's name and Work only: batches that are not full are filled up, since
     sums over other shapes round otherwise.

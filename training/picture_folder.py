@@ -33,7 +33,7 @@ class PictureFolder:
     folder names becomes a line of its own as soon as it has all labels. A label file that is there under the name that
     it would get counts as made. faults: what cannot be used, one message each.
 
-    domains: labels, all of the model's `names`. ValueError if there is no such folder, or the metadata is damaged.
+    domains: the labels that every picture shall have. ValueError if there is no such folder or its metadata is damaged.
     """
 
     def __init__(self, folder: Path, domains: tuple[str, ...], bins: dict, *, split: str = "", caption: str = "",
@@ -49,7 +49,8 @@ class PictureFolder:
         self.jobs: list[Job] = []
         self.faults: list[str] = []
         self.owners: dict[str, str] = {}            # label file -> its picture
-        self.there = self.without_caption = 0
+        self.without_caption: set[int] = set()      # lines
+        self.there = 0
         listed = self.read_lists()
         self.lines += [(picture, b"") for picture in ([] if split else self.unlisted(listed))]
         for number, (picture, line) in enumerate(self.lines):
@@ -116,7 +117,8 @@ class PictureFolder:
         if missing:
             self.jobs.append(Job(number, picture, nearest_bin(*size, self.bins), missing))
         self.there += len(self.fields) - 1 - len(missing)
-        self.without_caption += not whole["caption"]
+        if not whole["caption"]:
+            self.without_caption.add(number)
         self.gains[number] = {key: value for key, value in gain.items() if value}
 
     def caption_of(self, picture: Path) -> dict[str, str]:
@@ -127,8 +129,12 @@ class PictureFolder:
 
     # ---- what comes -----------------------------------------------------------------------------------------------
 
-    def add(self, job: Job) -> None:
-        """All labels of a job are there."""
+    def add(self, job: Job, fault: str | None) -> None:
+        """A job is done: all its labels are there, or its picture cannot be used."""
+        if fault:
+            self.faults.append(fault)
+            self.without_caption.discard(job.line)
+            return
         self.gains[job.line] |= {self.fields[domain]: path for domain, path in job.labels.items()}
 
     def write(self) -> None:
