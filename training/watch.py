@@ -15,7 +15,7 @@ from .parallel import Processes
 from .progress import Progress
 from .tally import Tally, means_of
 
-SPEED = ("samples_per_s", "memory_mb")    # what differs between runs that are the same otherwise
+SPEED = ("samples_per_s", "memory_gb")    # what differs between runs that are the same otherwise
 
 
 class Watcher:
@@ -75,7 +75,7 @@ class Watcher:
     def speed(self) -> dict[str, float]:
         """Samples per second of all processes since the last line, memory of the one that needs most."""
         seconds = time.monotonic() - self.started
-        speed = {"samples_per_s": self.samples / seconds, "memory_mb": max(self.processes.gather(memory(
+        speed = {"samples_per_s": self.samples / seconds, "memory_gb": max(self.processes.gather(memory(
             self.processes.device)))}
         self.started, self.samples = time.monotonic(), 0
         return speed
@@ -110,6 +110,6 @@ def rates(optimizers: list) -> dict[str, float]:
 
 
 def memory(device: torch.device) -> float:
-    """MB (10^6 bytes): the most that tensors took on a GPU so far; on the CPU what the process holds now."""
+    """GB (10^9 bytes): the most that tensors took on a GPU so far; on the CPU what the process holds now."""
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-    return used / 1e6
+    return used / 1e9
