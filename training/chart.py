@@ -110,7 +110,7 @@ class Canvas:
         self.image.paste(other.image, (round(left * SHARP), round(top * SHARP)))
 
     def finished(self) -> Image.Image:
-        return self.image.resize((self.image.width // SHARP, self.image.height // SHARP), Image.Resampling.LANCZOS)
+        return self.image.reduce(SHARP)
 
 
 def font(size: int):
