@@ -66,11 +66,11 @@ class SetConfig:
 
     def __post_init__(self):
         if not 0 < self.weight < math.inf:
-            raise ValueError(f"data.sets: {self.path}: weight {self.weight} must be above 0; to leave the set out, remove "
-                             "it from the configuration")
+            raise ValueError(f"data.sets: {self.path}: weight {self.weight} must be above 0; to leave the set out, "
+                             "remove it from the configuration")
         if self.split and self.path.endswith(".tar"):
-            raise ValueError(f"data.sets: {self.path}: split is of folders, but these are tar shards; pack each split by "
-                             "itself")
+            raise ValueError(f"data.sets: {self.path}: split is of folders, but these are tar shards; pack each split "
+                             "by itself")
         if self.repeat < 1 or any(weight < 0 for weight in self.captions.values()):
             raise ValueError(f"data.sets: {self.path}: repeat {self.repeat} must be at least 1 and the weights of "
                              f"captions {self.captions} not negative")
@@ -89,8 +89,8 @@ class DataConfig:
         one_of("data.on_error", self.on_error, ("skip", "stop"))
         for part in self.sets:
             if "://" in part.path and not self.cache:
-                raise ValueError(f"data.sets: {part.path} is remote, so an index of it has to be kept: name a folder as "
-                                 "data.cache")
+                raise ValueError(f"data.sets: {part.path} is remote, so an index of it has to be kept: name a folder "
+                                 "as data.cache")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Data sets in the layout of Joint-1.6M (spec 8.1): a folder with metadata.jsonl and pictures.
 
-A line of the metadata is a JSON object: `image` (a path in the folder), `info` {height, width}, `caption` {source: text},
-and `annotation_DOMAIN` paths of the labels that the sample has; segmentation is `annotation_seg_12colors`.
+A line of the metadata is a JSON object: `image` (a path in the folder), `info` {height, width}, `caption` {source:
+text}, and `annotation_DOMAIN` paths of the labels that the sample has; segmentation is `annotation_seg_12colors`.
 """
 
 import json
@@ -21,7 +21,7 @@ NAMES = {"segmentation": "seg_12colors"}    # domains that the metadata calls ot
 class Sample:
     name: str                    # for messages: the file that describes it, and where in it
     size: tuple[int, int]        # (height, width) as the metadata says
-    pictures: dict               # of the domains that it has: Path or shards.Member; both have read_bytes(), and str() names
+    pictures: dict               # of the domains that it has: Path or shards.Member, which both have read_bytes()
     captions: dict[str, str]
     chances: dict[str, float] = field(default_factory=dict)    # of its captions, as configured
 

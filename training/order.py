@@ -74,7 +74,8 @@ class BatchOrder:
             streams = [stream for stream, ks in enumerate(map(range, before, after)) for _ in ks]
             coming = [iter(range(k, after[stream])) for stream, k in enumerate(before)]
             generator = torch.Generator().manual_seed(((self.seed + 7) * 1_000_003 + number) * 64 + which)
-            self.blocks[key] = [(streams[i], next(coming[streams[i]])) for i in torch.randperm(BLOCK, generator=generator)]
+            mixed = [streams[i] for i in torch.randperm(BLOCK, generator=generator)]
+            self.blocks[key] = [(stream, next(coming[stream])) for stream in mixed]
         return self.blocks[key]
 
     def counts(self, which: int, places: int) -> list[int]:

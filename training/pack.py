@@ -1,7 +1,7 @@
 """python -m training pack FOLDER_SET OUT_DIR: a folder of pictures as tar shards with their indices (shard_index.py).
 
-The same folder gives the same bytes. A shard is there as a whole or not at all, and one that is there and still fits the
-folder is kept, so whatever was killed goes on where it was.
+The same folder gives the same bytes. A shard is there as a whole or not at all, and one that is there and still fits
+the folder is kept, so whatever was killed goes on where it was.
 """
 
 import argparse
@@ -23,7 +23,8 @@ def add_command(commands) -> None:
     command = commands.add_parser("pack", help="write a folder of pictures as tar shards", description=__doc__,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("folder", metavar="FOLDER_SET", help="a folder with metadata.jsonl")
-    command.add_argument("target", metavar="OUT_DIR", type=Path, help="the folder for the shards; nothing else is written")
+    command.add_argument("target", metavar="OUT_DIR", type=Path,
+                         help="the folder for the shards; nothing else is written")
     command.add_argument("--split", default="", help="pack what metadata.SPLIT.jsonl lists")
     command.add_argument("--samples-per-shard", type=int, default=1000)
     command.set_defaults(run=run)
@@ -48,7 +49,8 @@ def pack(folder: str, target: Path, split: str = "", per_shard: int = 1000) -> i
         rows = range(number * per_shard, min((number + 1) * per_shard, len(source)))
         left_out += pack_shard(source, rows, target / shard_name(number), made_from)
     last = f"{{{0:06d}..{count - 1:06d}}}" if count > 1 else f"{0:06d}"
-    print(f'{len(source) - left_out} samples in {count} shards, {left_out} left out: path = "{target}/shard-{last}.tar"')
+    print(f"{len(source) - left_out} samples in {count} shards, {left_out} left out: "
+          f'path = "{target}/shard-{last}.tar"')
     return left_out
 
 
@@ -108,8 +110,9 @@ def fits(plan: list[tuple[str, dict, dict[str, Path]]], shard: Path) -> bool:
     written = shard.stat().st_mtime_ns
     for number, (key, metadata, pictures) in enumerate(plan):
         there, found = index.sample(number), {field: path.stat() for field, path in pictures.items()}
+        sizes = {field: size for field, (_, size, _) in there["files"].items()}
         if (there["key"], there["metadata"]) != (key, metadata) \
-                or {field: stat.st_size for field, stat in found.items()} != {k: v[1] for k, v in there["files"].items()} \
+                or {field: stat.st_size for field, stat in found.items()} != sizes \
                 or any(stat.st_mtime_ns > written for stat in found.values()):
             return False
     return True

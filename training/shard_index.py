@@ -1,14 +1,15 @@
 """What lies where in a tar shard, so that every picture can be read by itself.
 
-A shard is an uncompressed tar file in the manner of WebDataset: the files of a sample lie one after the other and share a
-KEY, which is the name up to the first dot.
+A shard is an uncompressed tar file in the manner of WebDataset: the files of a sample lie one after the other and share
+a KEY, which is the name up to the first dot.
 
     KEY.json                     the sample's line of metadata (folders.py) without its paths: info, caption
     KEY.image.EXT                the picture
     KEY.annotation_DOMAIN.EXT    its labels, as many as there are: KEY.annotation_depth.jpg
 
-Other files of a sample are not read. An index is a text file of JSON lines: one about the shard (size, number of samples,
-fault, and what else its maker knows), then one per sample: key, metadata, and start, size and sha256 of every picture.
+Other files of a sample are not read. An index is a text file of JSON lines: one about the shard (size, number of
+samples, fault, and what else its maker knows), then one per sample: key, metadata, and start, size and sha256 of every
+picture.
 """
 
 import hashlib
@@ -70,8 +71,8 @@ def make_index(shard: BinaryIO, name: str, **about) -> bytes:
         samples = grouped(shard, name)
     except Damaged as error:
         samples, fault = error.samples, str(error)
-    about = {"jodi_shard_index": FORMAT, "size": shard.seek(0, os.SEEK_END), "samples": len(samples), "fault": fault} | about
-    return b"".join(json.dumps(line).encode() + b"\n" for line in (about, *samples))
+    first = {"jodi_shard_index": FORMAT, "size": shard.seek(0, os.SEEK_END), "samples": len(samples), "fault": fault}
+    return b"".join(json.dumps(line).encode() + b"\n" for line in (first | about, *samples))
 
 
 class Damaged(ValueError):

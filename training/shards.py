@@ -1,8 +1,8 @@
 """Data sets as tar shards (shard_index.py), on disks or wherever fsspec reads from: pictures are read one by one.
 
-Which sample comes when depends on the index alone, so an order that resumes works here as it does for folders. The index
-of a shard is made once, by reading all of it, and lies beside it as NAME.tar.index, or in the cache folder if the shard is
-remote or its folder cannot be written; `python -m training pack` writes shards with their indices.
+Which sample comes when depends on the index alone, so an order that resumes works here as it does for folders. The
+index of a shard is made once, by reading all of it, and lies beside it as NAME.tar.index, or in the cache folder if the
+shard is remote or its folder cannot be written; `python -m training pack` writes shards with their indices.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ class Member:
             raise ValueError(f"{self}: {len(content)} bytes in place of {self.size}: the shard was cut short, or its "
                              "server does not know ranges")
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise ValueError(f"{self}: damaged, its content is not what was indexed; if the shard was replaced, remove its "
-                             "index")
+            raise ValueError(f"{self}: damaged, its content is not what was indexed; if the shard was replaced, remove "
+                             "its index")
         return content
 
 

@@ -28,7 +28,8 @@ def sample_of(folder, **values):
     return FolderSet(SetConfig(path=str(folder))).sample(0, DOMAINS)
 
 
-@pytest.mark.parametrize("path", ["../private.png", "deep/../../private.png", "{outside}/private.png", "./../set/a.png"])
+@pytest.mark.parametrize("path", ["../private.png", "deep/../../private.png", "{outside}/private.png",
+                                  "./../set/a.png"])
 @pytest.mark.parametrize("field", ["image", "annotation_depth"])
 def test_a_path_that_leads_out_is_refused(folder, path, field):
     with pytest.raises(ValueError, match=f"metadata.jsonl, line 1: {field} = .*leads out of the data set's folder"):
