@@ -18,6 +18,7 @@ from .picture_folder import Job, PictureFolder
 
 SAY_EVERY = 10.0        # seconds
 WRITE_EVERY = 60.0      # and never more than one part in 20 of the time
+INTERRUPTED = 130       # exit code, as shells have it
 Results = Iterator[tuple[list[Job], list[str | None]]]
 
 
@@ -45,9 +46,12 @@ def add_command(commands) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Exit code: 0, 1 if a picture could not be used, 2 for anything wrong with the input."""
+    """Exit code: 0, 1 if a picture could not be used, 2 for anything wrong with the input, 130 interrupted."""
     try:
         return annotate(options)
+    except KeyboardInterrupt:
+        print("interrupted; run it again to go on", file=sys.stderr)
+        return INTERRUPTED
     except torch.OutOfMemoryError:
         message = f"out of memory: try a smaller --batch than {options.batch}"
     except (ValueError, OSError) as error:
@@ -73,6 +77,7 @@ def annotate(options: argparse.Namespace) -> int:
     else:
         results = annotate_on_ray(work, batches, options.ray, options.workers)
     made = collect(folder, results if batches else iter(()))
+    folder.remove_unfinished()    # by a worker that died
     print(f"{folder.metadata}: {len(folder.lines) - len(folder.faults)} pictures; {made} labels made, {folder.there} "
           f"were there; {len(folder.faults)} pictures could not be used", flush=True)
     if folder.without_caption:

@@ -54,40 +54,42 @@ class Annotator:
         self.pool = ThreadPoolExecutor(min(THREADS, os.cpu_count()))
 
     def __call__(self, jobs: list[Job]) -> list[str | None]:
-        read = list(self.pool.map(self.read, jobs))
-        good = [(job, picture) for job, picture in zip(jobs, read) if isinstance(picture, Tensor)]
+        faults, good = [None] * len(jobs), []
+        for row, (job, found) in enumerate(zip(jobs, self.pool.map(self.read, jobs))):
+            if isinstance(found, str):
+                faults[row] = found
+            else:
+                good.append((job, *found))
         if good:
-            made = self.label(*zip(*good))
-            files = [(job, domain, made[domain][row], picture.shape[-2:])
-                     for row, (job, picture) in enumerate(good) for domain in job.labels]
+            named, seen, sizes = zip(*good)
+            made = self.label(named, torch.cat(seen))
+            files = [(job, domain, made[domain][row], size)
+                     for row, (job, size) in enumerate(zip(named, sizes)) for domain in job.labels]
             list(self.pool.map(self.save, *zip(*files)))
-        return [None if isinstance(picture, Tensor) else picture for picture in read]
+        return faults
 
-    def read(self, job: Job) -> Tensor | str:
-        """(1, 3, H, W) in [0, 1]; or what is wrong with the picture."""
+    def read(self, job: Job) -> tuple[Tensor, tuple[int, int]] | str:
+        """(1, 3, *bin) in [0, 1] and the size that labels are stored at; or what is wrong with the picture."""
         path = self.work.folder / job.picture
         try:
             picture_13HW = load_picture(path)
-            cover_size(picture_13HW.shape[-2:], job.target)
+            return resize(picture_13HW, job.target), cover_size(picture_13HW.shape[-2:], job.target)
         except (OSError, ValueError) as error:
             return f"{path}: {error}"
-        return picture_13HW
 
-    def label(self, jobs: tuple[Job, ...], pictures: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """Domain -> (B, 3, *bin) in [0, 1]."""
+    def label(self, jobs: tuple[Job, ...], seen_BCHW: Tensor) -> dict[str, Tensor]:
+        """Domain -> (B, 3, *bin) in [0, 1]; rows beyond those of the jobs are not of use."""
         pipeline, target = self.pipeline, jobs[0].target
         rows = [min(row, len(jobs) - 1) for row in range(self.work.batch)]
-        seen_BCHW = torch.cat([resize(picture, target) for picture in pictures])[rows]
         noise_BLCHW = torch.cat([pipeline.noise(1, target, noise_seed(self.work.seed, job.picture)) for job in jobs])
-        clean_BCDHW = pipeline.encode_conditions(self.roles, {self.roles.domains[0]: seen_BCHW}, target)
+        clean_BCDHW = pipeline.encode_conditions(self.roles, {self.roles.domains[0]: seen_BCHW[rows]}, target)
         latent_BCDHW = pipeline.sample(noise_BLCHW[rows], self.roles, clean_BCDHW, steps=self.work.steps)
         return {domain: postprocess(domain, made_BCHW).cpu()
                 for domain, made_BCHW in pipeline.decode(latent_BCDHW, self.roles, target).items()}
 
     def save(self, job: Job, domain: str, label_3HW: Tensor, size: tuple[int, int]) -> None:
-        """One file, complete or not there. size: of the picture."""
-        label_13HW = scale(label_3HW[None], cover_size(size, job.target), nearest=domain == "segmentation")
-        picture = to_pil(label_13HW[0])
+        """One file of that size, complete or not there."""
+        picture = to_pil(scale(label_3HW[None], size, nearest=domain == "segmentation")[0])
         target = self.work.folder / job.labels[domain]
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_target(target, overwrite=True) as partial:

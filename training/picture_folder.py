@@ -152,7 +152,7 @@ class PictureFolder:
             partial.write_bytes(b"".join(line + b"\n" for _, line in rows))
 
     def remove_unfinished(self) -> None:
-        """What a killed run may have left half written."""
+        """Labels that a killed process left half written."""
         for place in {Path(path).parent for job in self.jobs for path in job.labels.values()}:
             for file in (self.folder / place).glob(".*.part"):
                 file.unlink()
