@@ -6,12 +6,17 @@ killed when, and processes do not wait for one another. Entries carry a checksum
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .faults import DiskFull
 
 SCHEMA = """
 create table if not exists entries (key text primary key, shape text, checksum integer, data blob);
@@ -34,7 +39,8 @@ class Store:
         key = os.getpid(), name
         if key not in self.connections:
             connection = sqlite3.connect(self.folder / name, timeout=60)
-            connection.executescript("pragma journal_mode = wal; pragma synchronous = normal;" + SCHEMA)
+            with self.room():
+                connection.executescript("pragma journal_mode = wal; pragma synchronous = normal;" + SCHEMA)
             self.connections[key] = connection
         return self.connections[key]
 
@@ -67,8 +73,20 @@ class Store:
         for key, value in values.items():
             data = value.detach().half().cpu().contiguous().numpy().tobytes()
             rows.append((key, "x".join(map(str, value.shape)), zlib.crc32(data), data))
-        with self.own as own:
+        with self.room(sum(len(data) for *_, data in rows)), self.own as own:
             own.executemany("insert or replace into entries values (?, ?, ?, ?)", rows)
+
+    @contextmanager
+    def room(self, needed: int = 0) -> Iterator[None]:
+        """DiskFull if what is written does not fit. What was there before stays."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+                raise
+            free = shutil.disk_usage(self.folder).free
+            raise DiskFull(f"{self.folder}: {error} while {needed / 1e6:.2f} MB were stored, {free / 1e6:.2f} MB are left: "
+                           "make room and start again; what is stored is whole and is not made again") from error
 
     def digest(self, path: Path) -> str:
         """sha256 of a file's content; remembered while its size and time of change stay."""
@@ -80,7 +98,7 @@ class Store:
                 return found[0]
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        with self.own as own:
+        with self.room(), self.own as own:
             own.execute("insert or replace into files values (?, ?, ?, ?)", (*told, sha256))
         return sha256
 

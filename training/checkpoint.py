@@ -13,19 +13,21 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
+
+from .faults import NO_ROOM, DiskFull
 
 NAME = re.compile(r"step_(\d{7,})")
 WRITING = ".writing_"
 RESERVE = 256 << 20    # bytes that stay free on the disk
-
-
-class DiskFull(OSError):
-    """A checkpoint would not fit; the one before it is untouched."""
+# In the text of what is raised where a file cannot be written to its end; torch hides the error's number.
+FULL = ("inline_container", *(f"[Errno {number}]" for number in NO_ROOM))
 
 
 def checkpoints(output: Path) -> list[tuple[int, Path]]:
@@ -67,30 +69,54 @@ def sha256(path: Path) -> str:
 
 
 def save(output: Path, step: int, state: dict, run: dict, *, rank: int = 0, world: int = 1) -> Path:
-    """Write the checkpoint of a step; every process calls it. DiskFull if there is no room, before anything is lost."""
+    """Write the checkpoint of a step; every process calls it. All raise DiskFull if there is no room; nothing is lost."""
     target, temporary = output / f"step_{step:07d}", output / f"{WRITING}{step:07d}"
-    if rank == 0:
+    needed = world * sum(tensor.nbytes for tensor in tensors_of(state))
+
+    def begin():
         output.mkdir(parents=True, exist_ok=True)
         for old in output.glob(f"{WRITING}*"):
             shutil.rmtree(old)
-        check_room(output, state, world)
+        if shutil.disk_usage(output).free < needed + RESERVE:
+            raise no_room(output, needed + RESERVE)
         temporary.mkdir()
-    wait(world)
-    dcp.save(state, checkpoint_id=temporary / "state", no_dist=world == 1)
-    wait(world)
-    if rank == 0:
+
+    def end():
         (temporary / "run.json").write_text(json.dumps(run | {"step": step}, indent=1))
         finish(temporary, target)
-    wait(world)
+
+    by_first(begin, rank, world)
+    try:
+        dcp.save(state, checkpoint_id=temporary / "state", no_dist=world == 1)    # all processes raise alike
+        by_first(end, rank, world)
+    except (CheckpointException, OSError) as error:
+        if not any(sign in str(error) for sign in FULL):
+            raise
+        wait(world)    # nobody writes any more
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise no_room(output, needed) from error
     return target
 
 
-def check_room(output: Path, state: dict, world: int) -> None:
-    needed = world * sum(tensor.nbytes for tensor in tensors_of(state)) + RESERVE
-    free = shutil.disk_usage(output).free
-    if free < needed:
-        raise DiskFull(f"a checkpoint needs {needed >> 20} MB, but {output} has {free >> 20} MB left: make room, or "
-                       "lower save.keep; the checkpoints so far are whole")
+def no_room(output: Path, needed: int) -> DiskFull:
+    return DiskFull(f"a checkpoint needs {needed / 1e6:.0f} MB, but {output} has {shutil.disk_usage(output).free / 1e6:.0f} "
+                    "MB left: make room, or lower save.keep; the checkpoints so far are whole")
+
+
+def by_first(work: Callable[[], None], rank: int, world: int) -> None:
+    """Process 0 does something, the others wait. If it fails for want of room, all raise."""
+    fault = None
+    if rank == 0:
+        try:
+            work()
+        except (DiskFull, OSError) as error:
+            fault = error
+    failed = torch.tensor(fault is not None, dtype=torch.int)
+    if world > 1:
+        dist.all_reduce(failed, dist.ReduceOp.MAX)
+    if failed:
+        raise fault or OSError(f"[Errno {NO_ROOM[0]}] process 0 could not write the checkpoint")
 
 
 def tensors_of(state):

@@ -9,11 +9,13 @@ python -m torch.distributed.run --nproc-per-node N -m training ...
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from . import annotate, check_data, pack, plot
+from . import annotate, card, check_data, pack, plot
 from .bundle import make_bundle
 from .config import TrainConfig, load_config
+from .faults import exit_code, tell_end
 from .parallel import Processes
 from .run import export, prepare, train
 
@@ -28,6 +30,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     command.add_argument("--output", type=Path, help="the file to write")
     command.add_argument("--merged", action="store_true", help="the whole model, LoRA or DoRA merged into it")
     command.add_argument("--raw", action="store_true", help="the last weights and not the averaged ones")
+    command.add_argument("--upload", metavar="OWNER/NAME", help="put it into this repository of the hub, with a model card")
+    command.add_argument("--private", action="store_true", help="of a repository that is new")
     command = with_config(commands, "bundle", write_bundle, "make everything that the tiny model consists of")
     command.add_argument("--output", type=Path, help="the folder to write")
     command = with_config(commands, "check-data", check_data.main, "look for missing, damaged and odd files; exit code "
@@ -59,14 +63,22 @@ def on_processes(work):
         processes = Processes.start(config.speed.device)
         try:
             work(config, processes)
+        except Exception as error:
+            code = exit_code(error)
+            if code is None:
+                raise
+            sys.exit(tell_end(error, code))
         finally:
             processes.close()
     return run
 
 
 def write_export(config: TrainConfig, options: argparse.Namespace) -> None:
-    export(config, options.output or Path(config.output) / f"{config.mode}.safetensors", merged=options.merged,
-           raw=options.raw)
+    target = options.output or Path(config.output) / f"{config.mode}.safetensors"
+    step = export(config, target, merged=options.merged, raw=options.raw)
+    if options.upload:
+        print(card.upload(options.upload, target, card.card(config, target.name, step, options.merged),
+                          private=options.private))
 
 
 def write_bundle(config: TrainConfig, options: argparse.Namespace) -> None:

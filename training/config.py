@@ -210,6 +210,21 @@ class SaveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FaultsConfig:
+    """What else may go wrong, beside data.on_error. OUTPUT/faults.jsonl names every fault."""
+
+    on_nan: str = "stop"         # a loss or gradient that is no number; "skip" leaves the step out
+    nan_in_row: int = 20         # skip: more such steps one after the other end the run
+    restarts: int = 3            # of data-loader workers that die while one micro-batch is awaited
+
+    def __post_init__(self):
+        one_of("faults.on_nan", self.on_nan, ("stop", "skip"))
+        if self.nan_in_row < 1 or self.restarts < 0:
+            raise ValueError(f"faults.nan_in_row is {self.nan_in_row} and must be at least 1; faults.restarts is "
+                             f"{self.restarts} and must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """Losses, pictures and metrics on samples that are not trained on (docs/training.md)."""
 
@@ -256,6 +271,7 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     speed: SpeedConfig = SpeedConfig()
     save: SaveConfig = SaveConfig()
+    faults: FaultsConfig = FaultsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: WatchConfig = WatchConfig()
 

@@ -40,6 +40,9 @@ class Source(Protocol):
     def item(self, index: int, generator: torch.Generator) -> Item:
         """generator: chooses among the captions of the sample. OSError or ValueError, with the file, if unreadable."""
 
+    def name(self, index: int) -> str:
+        """Of a sample, without reading more of it than that."""
+
 
 @dataclass(frozen=True)
 class MicroBatches(Dataset):
@@ -63,15 +66,24 @@ class MicroBatches(Dataset):
         return (self.config.steps - self.first) * self.accumulation
 
     def __getitem__(self, number: int) -> tuple[Batch, list[Question]]:
-        if number >= len(self):
-            raise IndexError(number)
-        config, (later, micro) = self.config, divmod(number, self.accumulation)
-        step = self.first + later
-        slots = share_of(micro, self.processes.rank, self.processes.world, config.micro_batch)
+        config, (step, slots) = self.config, self.slots(number)
         generators = [sample_generator(config.seed, step, slot) for slot in slots]
         samples = self.order.samples(step)
         batch = collate([self.source.item(samples[slot], generator) for slot, generator in zip(slots, generators)])
         return batch, (self.shared_questions if config.in_turn else self.own_questions)(batch, generators, step, slots)
+
+    def slots(self, number: int) -> tuple[int, range]:
+        """(step, places in its batch) of a micro-batch."""
+        if number >= len(self):
+            raise IndexError(number)
+        later, micro = divmod(number, self.accumulation)
+        return self.first + later, share_of(micro, self.processes.rank, self.processes.world, self.config.micro_batch)
+
+    def names(self, number: int) -> list[str]:
+        """Of the samples of a micro-batch."""
+        step, slots = self.slots(number)
+        samples = self.order.samples(step)
+        return [self.source.name(samples[slot]) for slot in slots]
 
     def own_questions(self, batch: Batch, generators, step: int, slots: range) -> list[Question]:
         """Each sample draws its task and its roles."""

@@ -28,7 +28,7 @@ def fill(source: PictureSource, part: int, parts: int) -> tuple[int, list[str]]:
         while waiting:
             faults += store_next(source, waiting)
     for fault in faults:
-        print(f"skipped: {fault}", flush=True)
+        source.faults.note("skipped", fault)
     return len(indices), faults
 
 

@@ -11,18 +11,20 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_optimizer_state_dict,
                                                      set_optimizer_state_dict)
-from torch.utils.data import DataLoader
 
 from . import checkpoint
+from .batches import Batches
 from .config import TrainConfig, to_dict
 from .data import MicroBatches
 from .ema import Ema
 from .evaluate import Evaluator
+from .faults import Faults, out_of_memory
+from .finite import Finite
 from .losses import JointLoss
 from .optim import set_rates
 from .parallel import Processes
 from .stopping import Stopper
-from .watch import Watcher
+from .watch import Watcher, memory
 
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
@@ -36,6 +38,7 @@ class Run:
     ema: Ema | None
     step: int = 0                        # steps done
     pending: dict = field(default_factory=dict)    # of the log, from the checkpoint (Watcher)
+    left_out: int = 0                    # steps just before this one, because of their gradient
 
     @property
     def inner(self) -> JointLoss:
@@ -56,22 +59,21 @@ class Run:
     def restore(self, folder: Path, world: int) -> None:
         state = self.state()
         told = checkpoint.load(folder, state, world=world)
-        self.step, self.pending = told["step"], told.get("pending", {})
+        self.step, self.pending, self.left_out = told["step"], told.get("pending", {}), told.get("left_out", 0)
         set_optimizer_state_dict(self.model, self.optimizers, state["optimizers"], options=TRAINED_ONLY)
 
 
 def train(config: TrainConfig, run: Run, data: MicroBatches, processes: Processes, watcher: Watcher,
           evaluator: Evaluator | None = None) -> None:
     """Train from run.step to config.steps, or until something asks to stop. Checkpoints lie in config.output."""
-    output = Path(config.output)
-    batches = iter(DataLoader(data.from_step(run.step), batch_size=None, num_workers=config.speed.workers,
-                              pin_memory=processes.device.type == "cuda"))
+    output, faults = Path(config.output), Faults(config.output)
+    batches, finite = Batches(data, run.step, faults), Finite(config.faults, faults, processes.rank)
     with Stopper(output, config.save, processes) as stopper, processes.kernels():
         while run.step < config.steps:
             stopper.ask()
             if evaluator and run.step == 0:
                 watcher.evaluated(run.step, *evaluator.evaluate(run))
-            step(config, run, batches, data.accumulation, processes, watcher)
+            step(config, run, batches, data.accumulation, processes, watcher, finite)
             if evaluator and evaluator.due(run.step):    # before the checkpoint: a killed evaluation is made again
                 watcher.evaluated(run.step, *evaluator.evaluate(run))
             order = stopper.answer(run.step, last=run.step == config.steps)
@@ -81,30 +83,38 @@ def train(config: TrainConfig, run: Run, data: MicroBatches, processes: Processe
                 break
 
 
-def step(config: TrainConfig, run: Run, batches, accumulation: int, processes: Processes, watcher: Watcher) -> None:
-    """One optimiser step."""
-    for micro in range(accumulation):
-        batch, questions = next(batches)
-        with processes.gathering(run.loss, last=micro == accumulation - 1), processes.autocast(config.speed):
-            total, errors = run.loss(batch.to(processes.device), questions)
-        # The processes' gradients are averaged, not summed.
-        (total * processes.world / config.batch).backward()
-        watcher.count(total, errors, questions, batch.skipped)
-    trained = [param for param in run.model.parameters() if param.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trained, config.optim.clip or torch.inf)
-    watcher.check(run.step, norm)
-    set_rates(run.optimizers, config, run.step)
-    for optimizer in run.optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    run.step += 1
-    if run.ema:
-        run.ema.update(run.model, run.step)
-    watcher.after_step(run, norm)
+def step(config: TrainConfig, run: Run, batches: Batches, accumulation: int, processes: Processes, watcher: Watcher,
+         finite: Finite) -> None:
+    """One optimiser step, or none if the gradient is no number."""
+    seen, batch = [], None
+    try:
+        for micro in range(accumulation):
+            batch, questions = next(batches)
+            with processes.gathering(run.loss, last=micro == accumulation - 1), processes.autocast(config.speed):
+                total, errors = run.loss(batch.to(processes.device), questions)
+            # The processes' gradients are averaged, not summed. A loss that is no number makes all of them none.
+            (total * (processes.world / config.batch + 0 * total.detach())).backward()
+            seen.append((total.detach(), errors, questions, batch))
+        trained = [param for param in run.model.parameters() if param.requires_grad]
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.optim.clip or torch.inf)
+        good = finite.allows(run, norm, seen)
+        set_rates(run.optimizers, config, run.step)
+        for optimizer in run.optimizers:
+            if good:
+                optimizer.step()
+            optimizer.zero_grad()
+        run.step += 1
+        if run.ema and good:
+            run.ema.update(run.model, run.step)
+    except torch.OutOfMemoryError as error:
+        told = out_of_memory(config, run, batch, memory(processes.device), processes.world)
+        raise torch.OutOfMemoryError(told) from error
+    watcher.after_step(run, norm, seen, good)
 
 
 def save(config: TrainConfig, run: Run, output: Path, processes: Processes, watcher: Watcher) -> None:
-    told = {"config": to_dict(config), "world": processes.world, "pending": watcher.pending()}
+    told = {"config": to_dict(config), "world": processes.world, "pending": watcher.pending(),
+            "left_out": run.left_out}
     checkpoint.save(output, run.step, run.state(), told, rank=processes.rank, world=processes.world)
     if processes.rank == 0:
         checkpoint.prune(output, config.save.keep, config.save.keep_every)

@@ -12,6 +12,7 @@ from .caches import Store, key_of
 from .config import TrainConfig
 from .data import Item
 from .encoders import Encoders
+from .faults import Faults, Unreadable
 from .samples import Sample, Samples, load_for_training
 from .shards import Member
 
@@ -27,6 +28,7 @@ class PictureSource:
     def __init__(self, config: TrainConfig, samples: Samples, encoders: Encoders, rank: int = 0):
         self.data, self.samples, self.domains = config.data, samples, samples.domains
         self.bins_N, self.weights_N, self.encoders = samples.bins_N, samples.weights_N, encoders
+        self.faults = Faults(config.output)
         self.store = Store(Path(config.data.cache), rank) if config.data.cache else None
         if self.store:
             self.picture_encoder, self.text_encoder = (encoders.identity(kind, self.store.digest)
@@ -42,11 +44,19 @@ class PictureSource:
             try:
                 return replace(self.read(int(members[(place + offset) % len(members)]), generator), skipped=offset)
             except (OSError, ValueError) as error:
+                self.faults.note("skipped" if self.data.on_error == "skip" else "unreadable", str(error),
+                                 sample=self.name(int(members[(place + offset) % len(members)])))
                 if self.data.on_error == "stop":
-                    raise
-                print(f"skipped: {error}", flush=True)
-        raise ValueError(f"{TRIES} samples one after the other cannot be read; `python -m training check-data CONFIG` "
+                    raise Unreadable(f'{error}; data.on_error = "skip" takes another sample instead') from error
+        raise Unreadable(f"{TRIES} samples one after the other cannot be read; `python -m training check-data CONFIG` "
                          "lists them")
+
+    def name(self, index: int) -> str:
+        """Of a sample, or what is wrong with its entry."""
+        try:
+            return self.samples.sample(index).name
+        except (OSError, ValueError) as error:
+            return str(error)
 
     def read(self, index: int, generator: torch.Generator) -> Item:
         sample, target = self.samples.sample(index), self.samples.target(index)

@@ -1,5 +1,6 @@
 """How far a run is: a bar on a terminal, else a line per log interval."""
 
+import math
 import sys
 import time
 from datetime import timedelta
@@ -23,7 +24,7 @@ class Progress:
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Of a line of the log: loss, throughput, memory."""
-        text = (f"loss {values['loss']:.4g}, {values['samples_per_s']:.3g} samples/s, "
+        text = (f"loss {values.get('loss', math.nan):.4g}, {values['samples_per_s']:.3g} samples/s, "
                 f"{values['memory_gb']:.2f} GB")
         if self.bar is not None:
             self.bar.set_postfix_str(text)

@@ -73,13 +73,16 @@ class ToyScenes:
         self.place_N = torch.cat([torch.arange(len(latents)) for latents in self.latents])
         self.texts = [(text, lengths.cumsum(0) - lengths, lengths) for _, text, lengths in sizes]
 
+    def name(self, index: int) -> str:
+        return f"toy scene {index}"
+
     def item(self, index: int, generator: torch.Generator) -> Item:
         number, place = int(self.bins_N[index]), int(self.place_N[index])
         text, starts, lengths = self.texts[number]
         row = place * self.captions_per_scene + int(torch.randint(self.captions_per_scene, (), generator=generator))
         latents_CLHW = self.latents[number][place].float().transpose(0, 1)
         return Item(latents_CLHW, torch.ones(latents_CLHW.shape[1], dtype=torch.bool),
-                    text[starts[row]:starts[row] + lengths[row]].float(), f"toy scene {index}")
+                    text[starts[row]:starts[row] + lengths[row]].float(), self.name(index))
 
 
 def load_shards(folder: Path) -> list[Tensor]:

@@ -11,11 +11,12 @@ from torch.distributed.tensor import DTensor
 from . import log
 from .boards import Boards
 from .config import TrainConfig
+from .faults import Faults
 from .parallel import Processes
 from .progress import Progress
 from .tally import Tally, means_of
 
-SPEED = ("samples_per_s", "memory_gb")    # what differs between runs that are the same otherwise
+SPEED = ("samples_per_s", "memory_gb", "faults")    # what differs between runs that are the same otherwise
 
 
 class Watcher:
@@ -29,7 +30,7 @@ class Watcher:
         self.config, self.processes = config, processes
         self.path, self.tally = Path(config.output) / log.NAME, Tally()
         self.started, self.samples = time.monotonic(), 0
-        self.boards, self.progress = Boards(), None
+        self.boards, self.progress, self.faults = Boards(), None, Faults(config.output)
         if processes.rank == 0:
             self.tally.take(pending or {})
             log.cut(self.path, step)
@@ -46,29 +47,30 @@ class Watcher:
 
     # ---- all processes call these ------------------------------------------------------------------------------
 
-    def count(self, total, errors, questions, skipped: int) -> None:
-        """One micro-batch: the sum of its losses, per sample the errors by domain, unreadable samples."""
+    def count(self, total, errors, questions) -> None:
+        """One micro-batch: the sum of its losses, per sample the errors by domain."""
         self.tally.add("loss", total.detach() / len(questions), len(questions))
         for question, error in zip(questions, errors):
             self.tally.sample(question, error)
-        self.tally.add("skipped", skipped)
         self.samples += len(questions) * self.processes.world
 
-    def check(self, step: int, norm) -> None:
-        """FloatingPointError if the gradient is no number; the checkpoints before it are good."""
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"step {step}: the gradient is {float(norm)}; the checkpoints before it are good")
-
-    def after_step(self, run, norm) -> None:
-        self.tally.add("norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    def after_step(self, run, norm, seen: list[tuple], good: bool) -> None:
+        """seen: what `count` takes of each micro-batch. Steps that are not good count, but their losses do not."""
+        if good:
+            for total, errors, questions, batch in seen:
+                self.count(total, errors, questions)
+            self.tally.add("norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        self.tally.add("skipped", sum(batch.skipped for *_, batch in seen))
+        self.tally.add("steps_left_out", not good, 1 / self.processes.world)
         if self.progress:
             self.progress.advance()
         if run.step % self.config.watch.every and run.step < self.config.steps:
             return
         totals = self.tally.totals(self.processes)
-        skipped = round(totals.pop("skipped")[0])
-        values = means_of(totals) | rates(run.optimizers) | {"skipped": skipped} | self.speed()
+        counts = {name: round(totals.pop(name)[0]) for name in ("skipped", "steps_left_out")}
+        values = means_of(totals) | rates(run.optimizers) | counts | self.speed()
         if self.progress:
+            values["faults"] = self.faults.total()
             self.tell(run.step, values)
             self.progress.show(run.step, values)
 
