@@ -205,7 +205,11 @@ def ink(pictures: dict[str, torch.Tensor]) -> torch.Tensor:
     return (paper * (0.6 + 0.4 * grey) * (1 - 0.85 * strokes)).round().byte()
 
 
-STYLES = {"plain": None, "ink": ink}
+STYLES = {"plain": lambda pictures: pictures["image"], "ink": ink}
+
+
+def styled(pictures: dict[str, torch.Tensor], style: str) -> dict[str, torch.Tensor]:
+    return pictures | {"image": STYLES[style](pictures)}
 
 
 def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: int = 32, style: str = "plain",
@@ -228,9 +232,7 @@ def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: i
         for first in range(seed, seed + count, batch):
             seeds = range(first, min(first + batch, seed + count))
             scenes = [sample_scene(one) for one in seeds]
-            pictures = render(scenes, size, size, shadows)
-            if STYLES[style]:
-                pictures["image"] = STYLES[style](pictures)
+            pictures = styled(render(scenes, size, size, shadows), style)
             for row, (one, scene) in enumerate(zip(seeds, scenes)):
                 entry = {"image": f"images/{one:08d}.png", "info": {"height": size, "width": size},
                          "caption": {"toy": caption(scene, one)}}
@@ -242,6 +244,20 @@ def write_dataset(folder: str | Path, count: int, seed: int, size: int, batch: i
     return folder / "metadata.jsonl"
 
 
+def write_pictures(folder: str | Path, count: int, seed: int, size: int, style: str = "plain", batch: int = 32) -> Path:
+    """Pictures alone, each with its caption in a .txt file beside it, as people keep their own; the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(seed, seed + count, batch):
+        seeds = range(first, min(first + batch, seed + count))
+        scenes = [sample_scene(one) for one in seeds]
+        pictures = render(scenes, size, size)
+        for one, scene, picture in zip(seeds, scenes, styled(pictures, style)["image"]):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{one:08d}.png")
+            (folder / f"{one:08d}.txt").write_text(caption(scene, one) + "\n", encoding="utf-8")
+    return folder
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m training.world", description="Write a toy data set.")
     parser.add_argument("folder", metavar="DIR")
@@ -250,7 +266,10 @@ def main(arguments=None):
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
     parser.add_argument("--style", choices=tuple(STYLES), default="plain", help="of the pictures; the labels are the same")
     parser.add_argument("--shadows", action="store_true", help="one more label: annotation_shadow")
+    parser.add_argument("--pictures-only", action="store_true", help="pictures and captions in .txt files, no labels")
     options = parser.parse_args(arguments)
+    if options.pictures_only:
+        return print(write_pictures(options.folder, options.count, options.seed, options.size, options.style))
     print(write_dataset(options.folder, options.count, options.seed, options.size, style=options.style,
                         shadows=options.shadows))
 

@@ -239,3 +239,13 @@ def test_another_style_is_another_image_with_the_same_labels(tmp_path):
     assert read("ink", entry["annotation_depth"]).tobytes() == read("plain", entry["annotation_depth"]).tobytes()
     colours = [np.ptp(np.asarray(read(style, entry["image"]), dtype=int), axis=2).mean() for style in ("plain", "ink")]
     assert colours[1] < 30 < colours[0]
+
+
+def test_pictures_alone_have_their_captions_beside_them(tmp_path):
+    main([str(tmp_path / "mine"), "--count", "2", "--seed", "5", "--size", "64", "--pictures-only", "--style", "ink"])
+    write_dataset(tmp_path / "set", 2, 5, 64, style="ink")
+    entry = json.loads((tmp_path / "set" / "metadata.jsonl").read_text().splitlines()[1])
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+        "00000005.png", "00000005.txt", "00000006.png", "00000006.txt"]
+    assert (tmp_path / "mine" / "00000006.txt").read_text().strip() == entry["caption"]["toy"]
+    assert (tmp_path / "mine" / "00000006.png").read_bytes() == (tmp_path / "set" / entry["image"]).read_bytes()
