@@ -67,7 +67,8 @@ class WandB:
         try:
             import wandb
         except ModuleNotFoundError as error:
-            raise ImportError(f'watch.wandb = "{config.watch.wandb}" needs the package wandb: pip install wandb') from error
+            raise ImportError(f'watch.wandb = "{config.watch.wandb}" needs the package wandb: pip install wandb'
+                              ) from error
         output = Path(config.output)
         known = output / "wandb_id"
         if not known.exists():

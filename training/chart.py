@@ -1,4 +1,4 @@
-"""Line charts as a picture, drawn with Pillow: panels with axes, round ticks, legends. Lengths in pixels of the result."""
+"""Line charts as a picture, drawn with Pillow: panels with axes, round ticks, legends. Lengths in its pixels."""
 
 import math
 from dataclasses import dataclass
@@ -148,9 +148,10 @@ def draw_legend(canvas: Canvas, rows, left: float, top: float) -> None:
 
 def draw_panel(canvas: Canvas, panel: Panel, left: float, top: float, steps: Axis) -> None:
     width, height = PANEL
-    rows = legend_rows([(curve.label, curve.colour) for curve in panel.curves], width - LEFT - RIGHT) if panel.legend else []
+    wide = width - LEFT - RIGHT
+    rows = legend_rows([(curve.label, curve.colour) for curve in panel.curves], wide) if panel.legend else []
     x0, y0 = left + LEFT, top + TITLE + LINE * len(rows)
-    wide, high = width - LEFT - RIGHT, top + height - BELOW - y0
+    high = top + height - BELOW - y0
     values = value_axis(panel)
     canvas.text((x0, top + TITLE / 2), panel.title, 14, anchor="lm")
     draw_legend(canvas, rows, x0, top + TITLE - 4)
@@ -171,7 +172,8 @@ def draw_panel(canvas: Canvas, panel: Panel, left: float, top: float, steps: Axi
 
 def draw_curves(area: Canvas, panel: Panel, steps: Axis, values: Axis, wide: float, high: float) -> None:
     def points(curve: Curve, heights: list[float]) -> list[tuple[float, float]]:
-        return [(steps.place(step) * wide, (1 - values.place(value)) * high) for step, value in zip(curve.steps, heights)]
+        return [(steps.place(step) * wide, (1 - values.place(value)) * high)
+                for step, value in zip(curve.steps, heights)]
 
     for curve in panel.curves:
         if curve.raw:

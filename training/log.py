@@ -1,4 +1,4 @@
-"""log.jsonl: what a run has told, a JSON object per line with its step. Everything else that shows a run is made of it."""
+"""log.jsonl: what a run has told, a JSON object per line with its step. What else shows a run can be made of it."""
 
 import json
 import os

@@ -95,7 +95,8 @@ class Watcher:
             self.tell(step, {f"eval/{name}": value for name, value in values.items()})
             for name, image in pictures.items():
                 self.boards.picture(step, f"eval/{name}", image)
-            self.progress.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            self.progress.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()
+                                                           if not name.startswith(("domain/", "time/"))))
 
     # ---- process 0 ---------------------------------------------------------------------------------------------
 

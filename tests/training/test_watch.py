@@ -43,8 +43,8 @@ def test_a_line_has_losses_of_all_kinds_rates_and_costs(tmp_path):
     run.train(toy_config(tmp_path, watch=WatchConfig(every=4, tensorboard=False)), Processes())
     first, last = log.read(tmp_path / log.NAME)
     assert (first["step"], last["step"]) == (4, 6), "the last step has a line, whatever the interval is"
-    assert {"loss", "joint", "control", "perceive", "domain/image", "domain/depth", "domain/edge", "norm", "lr", "skipped",
-            "samples_per_s", "memory_gb"} <= set(first)
+    assert {"loss", "joint", "control", "perceive", "domain/image", "domain/depth", "domain/edge", "norm", "lr",
+            "skipped", "samples_per_s", "memory_gb"} <= set(first)
     assert {name for name in first if name.startswith("time/")} <= {f"time/{b}" for b in ("0-250", "250-500", "500-750",
                                                                                         "750-1000")}
     assert first["lr"] == pytest.approx(1e-2) and first["skipped"] == 0 and 0.05 < first["memory_gb"] < 50
@@ -54,7 +54,8 @@ def test_a_line_has_losses_of_all_kinds_rates_and_costs(tmp_path):
 def test_lines_do_not_depend_on_where_a_run_was_killed(tmp_path, monkeypatch, killed_after):
     """Checkpoints within log intervals: what was summed up until then is in them."""
     def config(name):
-        return toy_config(tmp_path / name, steps=12, save=SaveConfig(every=3), watch=WatchConfig(every=4, tensorboard=False))
+        return toy_config(tmp_path / name, steps=12, save=SaveConfig(every=3),
+                          watch=WatchConfig(every=4, tensorboard=False))
 
     run.train(config("whole"), Processes())
     after_step = Watcher.after_step
@@ -90,8 +91,10 @@ def test_a_log_that_is_damaged_inside_is_named(tmp_path):
 
 def test_an_evaluation_goes_to_the_log_and_its_pictures_to_files(tmp_path, capsys):
     with Watcher(toy_config(tmp_path), Processes()) as watcher:
-        watcher.evaluated(500, {"loss": 0.123456789, "metric/depth_mae": 0.5}, {"joint": Image.new("RGB", (9, 5))})
-    assert lines(tmp_path) == [{"step": 500, "eval/loss": 0.123457, "eval/metric/depth_mae": 0.5}]
+        watcher.evaluated(500, {"loss": 0.123456789, "domain/edge": 1, "metric/depth_mae": 0.5},
+                          {"joint": Image.new("RGB", (9, 5))})
+    assert lines(tmp_path) == [{"step": 500, "eval/loss": 0.123457, "eval/domain/edge": 1.0,
+                                "eval/metric/depth_mae": 0.5}]
     assert Image.open(tmp_path / "pictures" / "eval" / "joint" / "step_0000500.png").size == (9, 5)
     assert "step 500: loss 0.1235, metric/depth_mae 0.5" in capsys.readouterr().out
 
@@ -102,11 +105,21 @@ def test_means_by_task_domain_and_time():
     tally = Tally()
     for task, time, errors in (("joint", 100.0, {"image": 1.0, "depth": 3.0}), ("joint", 999.9, {"image": 5.0}),
                                ("perceive", 250.0, {"depth": 7.0})):
-        tally.sample(SimpleNamespace(task=task, time=time), {name: torch.tensor(value) for name, value in errors.items()})
+        tally.sample(SimpleNamespace(task=task, time=time),
+                     {name: torch.tensor(value) for name, value in errors.items()})
     assert tally.means(Processes()) == {"joint": 3.5, "perceive": 7.0, "domain/image": 3.0, "domain/depth": 5.0,
                                         "time/0-250": 2.0, "time/750-1000": 5.0, "time/250-500": 7.0}
     assert tally.means(Processes()) == {}, "it begins anew"
     assert band(0) == "0-250" and band(1000) == "750-1000"
+
+
+def test_steps_do_not_wait_for_the_values():
+    """Tensors on "meta" have none: whoever reads one fails."""
+    tally, value = Tally(), torch.empty((), device="meta")
+    tally.add("loss", value, 4)
+    tally.sample(SimpleNamespace(task="joint", time=3.0), {"image": value, "depth": value})
+    with pytest.raises(RuntimeError, match="meta"):
+        tally.means(Processes())
 
 
 def test_means_are_of_all_samples_of_all_processes():
