@@ -138,7 +138,14 @@ def begin(plan: Plan, name: str, chance: random.Random) -> list:
 
 def written(folder: Path) -> int:
     """Bytes of the cache and of the losses: grows while something happens."""
-    return sum(path.stat().st_size for path in [*folder.glob("cache/*"), *folder.glob("losses_*.txt")])
+    return sum(map(size, [*folder.glob("cache/*"), *folder.glob("losses_*.txt")]))
+
+
+def size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:    # the database has just tidied up
+        return 0
 
 
 def saving(folder: Path) -> set[str]:
