@@ -76,12 +76,12 @@ def middle(values: list[float]) -> list[float]:
     return ordered[cut:len(ordered) - cut]
 
 
-def number(value: float) -> str:
-    """A short label: 0.25, 20k, 1.5M, 2e-5."""
+def number(value: float, small: float = 1e-3) -> str:
+    """A short label: 0.25, 20k, 1.5M; below `small` 2e-5."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{round(value / size, 4):g}{letter}"
-    if 0 < abs(value) < 1e-3:
+    if 0 < abs(value) < small:
         mantissa, _, power = f"{value:.3e}".partition("e")
         return f"{float(mantissa):g}e{int(power)}"
     return f"{round(value, 12):g}"
@@ -156,10 +156,11 @@ def draw_panel(canvas: Canvas, panel: Panel, left: float, top: float, steps: Axi
     canvas.text((x0, top + TITLE / 2), panel.title, 14, anchor="lm")
     draw_legend(canvas, rows, x0, top + TITLE - 4)
     area = Canvas(wide, round(high))
+    small = 1e-2 if max(map(abs, values.ticks)) < 1e-2 else 1e-3    # all labels of an axis alike
     for tick in values.ticks:
         y = (1 - values.place(tick)) * high
         area.line([(0, y), (wide, y)], GRID, 0.8)
-        canvas.text((x0 - 7, y0 + y), number(tick), 11, GREY, "rm")
+        canvas.text((x0 - 7, y0 + y), number(tick, small), 11, GREY, "rm")
     for tick in steps.ticks:
         x = steps.place(tick) * wide
         area.line([(x, 0), (x, high)], GRID, 0.8)

@@ -101,7 +101,7 @@ class Watcher:
     # ---- process 0 ---------------------------------------------------------------------------------------------
 
     def tell(self, step: int, values: dict[str, float]) -> None:
-        values = {name: float(f"{value:.6g}") for name, value in values.items()}
+        values = {name: value if isinstance(value, int) else float(f"{value:.6g}") for name, value in values.items()}
         log.append(self.path, {"step": step} | values)
         self.boards.scalars(step, values)
 
