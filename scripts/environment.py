@@ -79,6 +79,16 @@ def ensure(root: Path) -> Path:
     return python
 
 
+def ensure_for_tests(root: Path) -> Path:
+    """`ensure`, and what only the tests need, installed once; a set-up that was killed goes on here."""
+    python, done = ensure(root), root / ".comfyui" / "tests"
+    if not done.is_file():
+        print("setting up what the tests need (once)", flush=True)
+        install_for_tests(python, done.parent)
+        done.touch()
+    return python
+
+
 def make_venv(folder: Path) -> None:
     try:
         venv.create(folder, with_pip=True, symlinks=os.name != "nt")
@@ -98,14 +108,18 @@ def install(python: Path, folder: Path) -> None:
     pip(python, "install", "--no-deps", *COMPANIONS)
     step("ComfyUI")
     download_comfyui(python, folder, *COMFYUI_ARCHIVE, folder / "ComfyUI")
-    download_comfyui(python, folder, *OLDER_ARCHIVE, folder / "older")
     step("what ComfyUI needs")
     requirements, constraints = folder / "requirements.txt", folder / "constraints.txt"
     lines = (folder / "ComfyUI" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     requirements.write_text("\n".join(line for line in lines if not is_for(line, NOT_NEEDED)) + "\n")
     constraints.write_text(TORCH + "\n")
-    pip(python, "install", "-c", str(constraints), "-r", str(requirements), *TEST_TOOLS, *TRAINING)
+    pip(python, "install", "-c", str(constraints), "-r", str(requirements))
     mend_companions(python)
+
+
+def install_for_tests(python: Path, folder: Path) -> None:
+    pip(python, "install", "-c", str(folder / "constraints.txt"), *TEST_TOOLS, *TRAINING)
+    download_comfyui(python, folder, *OLDER_ARCHIVE, folder / "older")
 
 
 def is_for(requirement: str, names: tuple[str, ...]) -> bool:
@@ -166,7 +180,7 @@ def imports(python: Path, name: str) -> bool:
 
 def run_tests(root: Path, arguments: list[str]) -> int:
     """Set up and run pytest; its exit status."""
-    python = ensure(root)
+    python = ensure_for_tests(root)
     environment = {**os.environ, "COMFYUI_DIR": str(comfyui_dir(root)),
                    "OLDER_COMFYUI_DIR": str(older_comfyui_dir(root)), "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run([str(python), "-m", "pytest", "-q", *arguments], cwd=root, env=environment).returncode

@@ -26,6 +26,19 @@ def test_setup_is_made_once(tmp_path, quick):
     assert len(quick) == 1
 
 
+def test_what_the_tests_need_comes_on_top_once(tmp_path, quick, monkeypatch):
+    extra = []
+    monkeypatch.setattr(environment, "install_for_tests", lambda python, folder: extra.append(folder))
+    environment.ensure(tmp_path)
+    assert not extra, "the demo does without"
+    for _ in range(2):
+        assert environment.ensure_for_tests(tmp_path) == quick[0]
+    assert extra == [tmp_path / ".comfyui"]
+    monkeypatch.setattr(environment, "fingerprint", lambda: "other pins")
+    environment.ensure_for_tests(tmp_path)
+    assert len(quick) == len(extra) == 2
+
+
 def test_killed_setup_starts_afresh(tmp_path, quick, monkeypatch):
     def killed(python, folder):
         (folder / "half").touch()
