@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from .data import MicroBatches
 from .faults import Faults, WorkerDied
 
+AHEAD = 2                        # micro-batches that a worker reads ahead
 DEATH = "exited unexpectedly"    # in what torch raises, of a worker or of the thread that reads from it
 
 
@@ -15,20 +16,26 @@ class Batches:
 
     def __init__(self, data: MicroBatches, step: int, faults: Faults):
         self.data, self.faults = data.from_step(step), faults
-        self.taken, self.deaths = 0, 0
+        self.workers = self.data.config.speed.workers
+        self.taken, self.deaths, self.careful = 0, 0, 0    # careful: up to this micro-batch
         self.loader = self.open()
 
     def open(self):
-        speed, on_death = self.data.config.speed, signal.getsignal(signal.SIGCHLD)
+        """After a death one worker reads one micro-batch at a time: the next death shows which it was."""
+        on_death = signal.getsignal(signal.SIGCHLD)
+        workers, ahead = (1, 1) if self.careful else (self.workers, AHEAD)
         loader = iter(DataLoader(self.data, batch_size=None, sampler=range(self.taken, len(self.data)),
-                                 num_workers=speed.workers, pin_memory=self.data.processes.device.type == "cuda",
-                                 worker_init_fn=leave_interrupts))
+                                 num_workers=workers, prefetch_factor=ahead if workers else None,
+                                 pin_memory=self.data.processes.device.type == "cuda", worker_init_fn=leave_interrupts))
         # Torch would raise at any line of the training process, half an optimiser's step done. Here a death is noticed
         # where a batch of the dead worker is waited for.
         signal.signal(signal.SIGCHLD, on_death)
         return loader
 
     def __next__(self):
+        if self.careful and self.taken >= self.careful:
+            self.careful = 0
+            self.reopen()
         while True:
             try:
                 found = next(self.loader)
@@ -44,12 +51,16 @@ class Batches:
         """WorkerDied if one micro-batch costs more lives than faults.restarts."""
         step, names = self.data.slots(self.taken)[0], self.data.names(self.taken)
         self.deaths += 1
-        self.faults.note("worker", f"{error} before step {step}; awaited were {', '.join(names)}", step=step)
+        self.faults.note("worker", f"{error}; awaited for step {step} were {', '.join(names)}", step=step)
         if self.deaths > self.data.config.faults.restarts:
-            raise WorkerDied(f"{self.deaths} data-loader workers died one after the other before step {step}, which reads "
-                             f"{', '.join(names)}: one of these is not to be read, or memory ran out (the system's log "
-                             "tells): fewer speed.workers need less; the last checkpoint is whole") from error
-        self.loader = None    # ends the other workers
+            raise WorkerDied(f"data-loader workers died {self.deaths} times while step {step} awaited {', '.join(names)}: "
+                             "reading one of these kills them, or memory ran out (the system's log tells), then fewer "
+                             "speed.workers help; the last checkpoint is whole") from error
+        self.careful = self.taken + AHEAD * self.workers
+        self.reopen()
+
+    def reopen(self) -> None:
+        self.loader = None    # ends its workers
         self.loader = self.open()
 
 

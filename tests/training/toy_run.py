@@ -6,7 +6,7 @@ and may kill itself in the middle.
 
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jodi_core.models.jodi import JodiConfig  # noqa: E402
 from training import checkpoint, model, run  # noqa: E402
-from training.config import (EvaluationConfig, OptimConfig, SaveConfig, SetConfig, SpeedConfig,  # noqa: E402
+from training.config import (EvaluationConfig, FaultsConfig, OptimConfig, SaveConfig, SetConfig, SpeedConfig,  # noqa: E402
                              StartConfig, TrainConfig, WatchConfig)
 from training.data import Item  # noqa: E402
 from training.evaluate import Evaluator  # noqa: E402
@@ -46,6 +46,23 @@ class ToySource:
         caption = int(torch.randint(2, (), generator=generator))
         return Item(latents, torch.tensor([True, True, index % 3 > 0]), torch.randn(2 + index % 4, 8, generator=own)
                     + caption, f"sample {index}")
+
+
+@dataclass
+class SpoiltSource(ToySource):
+    """One sample has a value that it should not have."""
+
+    index: int
+    value: float
+
+    def item(self, index, generator):
+        item = super().item(index, generator)
+        if index == self.index:
+            item.latents_CLHW[1] = self.value
+        return item
+
+    def name(self, index):
+        return f"sample {index}"
 
 
 class FakeText:
@@ -107,6 +124,9 @@ def kill_at(step: int, where: str) -> None:
 def main() -> None:
     options = dict(word.partition("=")[::2] for word in sys.argv[2:])
     use_toy_parts()
+    faults = FaultsConfig()
+    if "nan" in options:
+        run.open_source, faults = lambda *ignored: SpoiltSource(int(options["nan"]), torch.nan), FaultsConfig(on_nan="skip")
     if "evaluate" in options:
         evaluate_toys()
     if "kill" in options:
@@ -118,7 +138,7 @@ def main() -> None:
                         workers=int(options.get("workers", 0)))
     steps, batch, micro_batch = (int(options.get(name, default)) for name, default in (
         ("steps", 6), ("batch", 4), ("micro_batch", 2)))
-    run.train(toy_config(Path(sys.argv[1]), steps=steps, batch=batch, micro_batch=micro_batch, speed=speed,
+    run.train(toy_config(Path(sys.argv[1]), steps=steps, batch=batch, micro_batch=micro_batch, speed=speed, faults=faults,
                          in_turn="own" not in options, optim=OPTIMIZERS[options.get("optim", "adamw")]), processes)
     processes.close()
 
