@@ -53,9 +53,9 @@ class Batches:
         self.deaths += 1
         self.faults.note("worker", f"{error}; awaited for step {step} were {', '.join(names)}", step=step)
         if self.deaths > self.data.config.faults.restarts:
-            raise WorkerDied(f"data-loader workers died {self.deaths} times while step {step} awaited {', '.join(names)}: "
-                             "reading one of these kills them, or memory ran out (the system's log tells), then fewer "
-                             "speed.workers help; the last checkpoint is whole") from error
+            raise WorkerDied(f"data-loader workers died {self.deaths} times while step {step} awaited "
+                             f"{', '.join(names)}: reading one of these kills them, or memory ran out (the system's log "
+                             "tells), then fewer speed.workers help; the last checkpoint is whole") from error
         self.careful = self.taken + AHEAD * self.workers
         self.reopen()
 

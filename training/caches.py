@@ -85,8 +85,8 @@ class Store:
             if not error.sqlite_errorname.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
                 raise
             free = shutil.disk_usage(self.folder).free
-            raise DiskFull(f"{self.folder}: {error} while {needed / 1e6:.2f} MB were stored, {free / 1e6:.2f} MB are left: "
-                           "make room and start again; what is stored is whole and is not made again") from error
+            raise DiskFull(f"{self.folder}: {error} while {needed / 1e6:.2f} MB were stored, {free / 1e6:.2f} MB are "
+                           "left: make room and start again; what is stored is whole and is not made again") from error
 
     def digest(self, path: Path) -> str:
         """sha256 of a file's content; remembered while its size and time of change stay."""

@@ -69,7 +69,8 @@ def sha256(path: Path) -> str:
 
 
 def save(output: Path, step: int, state: dict, run: dict, *, rank: int = 0, world: int = 1) -> Path:
-    """Write the checkpoint of a step; every process calls it. All raise DiskFull if there is no room; nothing is lost."""
+    """Write the checkpoint of a step; every process calls it. All raise DiskFull if there is no room: nothing is lost.
+    """
     target, temporary = output / f"step_{step:07d}", output / f"{WRITING}{step:07d}"
     needed = world * sum(tensor.nbytes for tensor in tensors_of(state))
 
@@ -102,8 +103,8 @@ def save(output: Path, step: int, state: dict, run: dict, *, rank: int = 0, worl
 def no_room(output: Path, needed: int) -> DiskFull:
     free = shutil.disk_usage(output).free
     held = "" if free < needed else " and a quota, or a limit of file sizes, that is reached"
-    return DiskFull(f"a checkpoint needs {needed / 1e6:.0f} MB, but {output} has {free / 1e6:.0f} MB left{held}: make room, or "
-                    "lower save.keep; the checkpoints so far are whole")
+    return DiskFull(f"a checkpoint needs {needed / 1e6:.0f} MB, but {output} has {free / 1e6:.0f} MB left{held}: make "
+                    "room, or lower save.keep; the checkpoints so far are whole")
 
 
 def by_first(work: Callable[[], None], rank: int, world: int) -> None:

@@ -36,7 +36,8 @@ def exit_code(error: Exception) -> int | None:
 
 
 def tell_end(error: Exception, code: int) -> int:
-    """The last line of a run that a fault ends; its exit code. Of an error in a worker the last line says what it is."""
+    """Print the last line of a run that a fault ends; returns its exit code."""
+    # Of an error in a worker, the last line says what it is.
     print(f"stopped, exit code {code}: {str(error).strip().splitlines()[-1]}", flush=True)
     return code
 

@@ -28,10 +28,10 @@ class Finite:
             raise FloatingPointError(f'step {run.step}: {message}; faults.on_nan = "skip" leaves such steps out; the '
                                      "checkpoints so far are good")
         if run.left_out > self.config.nan_in_row:
-            raise FloatingPointError(f"step {run.step}: {message}; it is number {run.left_out} one after the other, more "
-                                     f"than faults.nan_in_row = {self.config.nan_in_row}: the run has diverged. A lower "
-                                     "optim.lr or speed.precision = \"float32\" may help; the checkpoints hold the last "
-                                     "good weights")
+            raise FloatingPointError(f"step {run.step}: {message}; it is number {run.left_out} one after the other, "
+                                     f"more than faults.nan_in_row = {self.config.nan_in_row}: the run has diverged. A "
+                                     'lower optim.lr or speed.precision = "float32" may help; the checkpoints hold the '
+                                     "last good weights")
         return False
 
     def suspects(self, seen: list[tuple]) -> str:

@@ -81,6 +81,7 @@ def train(config: TrainConfig, run: Run, data: MicroBatches, processes: Processe
                 save(config, run, output, processes, watcher)
             if order.stop:
                 break
+    watcher.ended(run.step)
 
 
 def step(config: TrainConfig, run: Run, batches: Batches, accumulation: int, processes: Processes, watcher: Watcher,

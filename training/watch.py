@@ -98,6 +98,14 @@ class Watcher:
             self.progress.say(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()
                                                            if not name.startswith(("domain/", "time/"))))
 
+    def ended(self, step: int) -> None:
+        """The run was not cut short by an error."""
+        if self.progress:
+            last = f"finished: step {step}" if step == self.config.steps else (
+                f"stopped as asked after step {step} of {self.config.steps}; the same command goes on from there")
+            total = self.faults.total()
+            self.progress.say(last + (f"; faults: {total}, see {self.faults.path}" if total else ""))
+
     # ---- process 0 ---------------------------------------------------------------------------------------------
 
     def tell(self, step: int, values: dict[str, float]) -> None:

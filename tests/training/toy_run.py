@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from jodi_core.models.jodi import JodiConfig  # noqa: E402
 from training import checkpoint, model, run  # noqa: E402
-from training.config import (EvaluationConfig, FaultsConfig, OptimConfig, SaveConfig, SetConfig, SpeedConfig,  # noqa: E402
-                             StartConfig, TrainConfig, WatchConfig)
+from training.config import (EvaluationConfig, FaultsConfig, OptimConfig, SaveConfig, SetConfig,  # noqa: E402
+                             SpeedConfig, StartConfig, TrainConfig, WatchConfig)
 from training.data import Item  # noqa: E402
 from training.evaluate import Evaluator  # noqa: E402
 from training.parallel import Processes  # noqa: E402
@@ -126,7 +126,8 @@ def main() -> None:
     use_toy_parts()
     faults = FaultsConfig()
     if "nan" in options:
-        run.open_source, faults = lambda *ignored: SpoiltSource(int(options["nan"]), torch.nan), FaultsConfig(on_nan="skip")
+        faults = FaultsConfig(on_nan="skip")
+        run.open_source = lambda *ignored: SpoiltSource(int(options["nan"]), torch.nan)
     if "evaluate" in options:
         evaluate_toys()
     if "kill" in options:
@@ -138,8 +139,9 @@ def main() -> None:
                         workers=int(options.get("workers", 0)))
     steps, batch, micro_batch = (int(options.get(name, default)) for name, default in (
         ("steps", 6), ("batch", 4), ("micro_batch", 2)))
-    run.train(toy_config(Path(sys.argv[1]), steps=steps, batch=batch, micro_batch=micro_batch, speed=speed, faults=faults,
-                         in_turn="own" not in options, optim=OPTIMIZERS[options.get("optim", "adamw")]), processes)
+    run.train(toy_config(Path(sys.argv[1]), steps=steps, batch=batch, micro_batch=micro_batch, speed=speed,
+                         faults=faults, in_turn="own" not in options,
+                         optim=OPTIMIZERS[options.get("optim", "adamw")]), processes)
     processes.close()
 
 
