@@ -1,18 +1,12 @@
 """The Jodi transformer against the dense computation, and each of its savings against the work that it saves."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from benchmarks.dense import DenseJodi, sample
 from jodi_core.domains import JointRoles
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
 from jodi_core.sampling import flow_timesteps, guided, sample_flow_dpm
-
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
-
-from dense import DenseJodi, sample  # noqa: E402
 
 SMALL = dict(hidden_size=64, depth=2, num_heads=4, in_channels=4, input_size=8, caption_channels=24,
              model_max_length=10, y_norm_scale_factor=1.0)

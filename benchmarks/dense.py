@@ -1,6 +1,6 @@
 """The Jodi transformer and its sampler spelled out: every domain computed always, one sample, one guidance branch and
 one step at a time, attention as full score matrices, nothing kept for later. Slow on purpose: the product is compared
-with it.
+with it, by tests/core/test_jodi.py and by performance.py.
 
 Weights are a dictionary in the published names. Letters: L domains, N tokens per domain, C channels, M text tokens,
 h x w latent, H x W token grid.
@@ -75,17 +75,17 @@ class DenseJodi:
         return torch.stack(rows)
 
     def time_vector(self, t):
-        frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
+        frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128)
         angle = t.float() * frequency
         features = torch.cat([angle.cos(), angle.sin()]).to(t.dtype)
         return self.linear("t_embedder.mlp.2", F.silu(self.linear("t_embedder.mlp.0", features)))
 
     def caption(self, y_MW, length, role_L):
         """Text (M, C) and which of its tokens are attended (M,). A given image replaces both."""
-        attended_M = torch.arange(len(y_MW)) < length
         if role_L[0] == CONDITION:
             y_MW = self.weights["y_embedder.y_embedding"]
-            attended_M = torch.ones(len(y_MW), dtype=torch.bool)
+            length = len(y_MW)
+        attended_M = torch.arange(len(y_MW), device=y_MW.device) < length
         hidden = F.gelu(self.linear("y_embedder.y_proj.fc1", y_MW), approximate="tanh")
         text_MC = self.linear("y_embedder.y_proj.fc2", hidden)
         if self.config.y_norm:
@@ -108,7 +108,7 @@ class DenseJodi:
         if self.config.qk_norm:
             q, k = (rms_norm(part, self.weights[f"{name}.{which}_norm.weight"], 1e-5)
                     for part, which in ((q, "q"), (k, "k")))
-        ignored_L = torch.tensor([role == IGNORE for role in role_L])
+        ignored_L = torch.tensor([role == IGNORE for role in role_L], device=k.device)
         k = k.masked_fill(ignored_L[:, None, None], 0)
         heads = []
         for q_SK, k_SK, v_SK in zip(*(part.flatten(0, 1).split(self.config.linear_head_dim, -1) for part in (q, k, v))):
@@ -183,5 +183,5 @@ def sample(dense, noise_LChw, role_L, captions, guidance, clean_LChw, steps, shi
             direction = data + (data - data_before) * h / (2 * (log_snr - log_snr_before))
         x = t_next / t * x - (1 - t_next) * math.expm1(-h) * direction
         data_before, log_snr_before = data, log_snr
-    given = torch.tensor([role == CONDITION for role in role_L])[:, None, None, None]
+    given = torch.tensor([role == CONDITION for role in role_L], device=x.device)[:, None, None, None]
     return torch.where(given, clean_LChw, x)
