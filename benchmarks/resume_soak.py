@@ -137,8 +137,8 @@ def begin(plan: Plan, name: str, chance: random.Random) -> list:
 # ---- the killer -----------------------------------------------------------------------------------------------------
 
 def written(folder: Path) -> int:
-    """Bytes of the cache and of the losses: grows while something happens."""
-    return sum(map(size, [*folder.glob("cache/*"), *folder.glob("losses_*.txt")]))
+    """Bytes of the losses, or of the cache as long as it is not full: grows while something happens."""
+    return sum(map(size, folder.glob("losses_*.txt" if (folder / "encoded").exists() else "cache/*")))
 
 
 def size(path: Path) -> int:
@@ -221,16 +221,20 @@ def stored(config: TrainConfig) -> dict[str, torch.Tensor]:
     return found
 
 
-def compare(plan: Plan, name: str, result: Result) -> None:
-    """Every step that any life of a run took, and its end, with the run "whole"."""
+def compare_losses(plan: Plan, name: str, result: Result) -> None:
+    """Of every step that any life of a run took, with those of the run "whole"."""
     for rank in range(plan.processes):
         file = f"losses_{rank}.txt"
         truth = set((plan.folder / "whole" / file).read_text().splitlines())
         found = (plan.folder / name / file).read_text().splitlines()
         result.compared += len(found)
         result.faults += [f"{name}, process {rank}: step {line}" for line in found if line not in truth]
-        if set(found) < truth:
+        if truth - set(found):
             result.faults.append(f"{name}, process {rank}: steps are missing")
+
+
+def compare(plan: Plan, name: str, result: Result) -> None:
+    compare_losses(plan, name, result)
     truth, found = stored(plan.config("whole")), stored(plan.config(name))
     result.faults += [f"{name}: {tensor} differs" for tensor in truth.keys() | found.keys()
                       if tensor not in truth or tensor not in found or not torch.equal(truth[tensor], found[tensor])]
@@ -281,9 +285,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=1, choices=(1, 2))
     parser.add_argument("--shard", action="store_true", help="FSDP2 in place of copies of the model")
     parser.add_argument("--steps", type=int, default=60, help="of each run")
+    parser.add_argument("--fresh", type=float, default=FRESH, help="share of lives that are a new Python")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    plan = Plan(Path(tempfile.mkdtemp(prefix="soak_")), options.steps, options.processes, options.shard)
+    plan = Plan(Path(tempfile.mkdtemp(prefix="soak_")), options.steps, options.processes, options.shard,
+                fresh=options.fresh)
     result = soak(plan, options.kills, options.seed)
     print(table(plan, result), flush=True)
     if result.faults:

@@ -1,12 +1,14 @@
 """Micro-batches in the order of the steps, read ahead by workers. Workers that die are replaced."""
 
 import signal
+import tempfile
 
 from torch.utils.data import DataLoader
 
 from .data import MicroBatches
 from .faults import Faults, WorkerDied
 
+LONGEST = 70                     # path of temporary files; with the name of a socket at most 107 letters
 AHEAD = 2                        # micro-batches that a worker reads ahead
 DEATH = "exited unexpectedly"    # in what torch raises, of a worker or of the thread that reads from it
 
@@ -17,6 +19,10 @@ class Batches:
     def __init__(self, data: MicroBatches, step: int, faults: Faults):
         self.data, self.faults = data.from_step(step), faults
         self.workers = self.data.config.speed.workers
+        if self.workers and len(tempfile.gettempdir()) > LONGEST:
+            raise ValueError(f"speed.workers = {self.workers}, but workers send batches through sockets in "
+                             f"{tempfile.gettempdir()}, a path longer than {LONGEST} letters, and would wait for ever: "
+                             "set the environment variable TMPDIR to a short one")
         self.taken, self.deaths, self.careful = 0, 0, 0    # careful: up to this micro-batch
         self.loader = self.open()
 
@@ -54,8 +60,8 @@ class Batches:
         self.faults.note("worker", f"{error}; awaited for step {step} were {', '.join(names)}", step=step)
         if self.deaths > self.data.config.faults.restarts:
             raise WorkerDied(f"data-loader workers died {self.deaths} times while step {step} awaited "
-                             f"{', '.join(names)}: reading one of these kills them, or memory ran out (the system's log "
-                             "tells), then fewer speed.workers help; the last checkpoint is whole") from error
+                             f"{', '.join(names)}: reading one of these kills them, or memory ran out (the log of the "
+                             "system tells), then fewer speed.workers help; the last checkpoint is whole") from error
         self.careful = self.taken + AHEAD * self.workers
         self.reopen()
 

@@ -103,7 +103,7 @@ def save(output: Path, step: int, state: dict, run: dict, *, rank: int = 0, worl
 def no_room(output: Path, needed: int) -> DiskFull:
     free = shutil.disk_usage(output).free
     held = "" if free < needed else " and a quota, or a limit of file sizes, that is reached"
-    return DiskFull(f"a checkpoint needs {needed / 1e6:.0f} MB, but {output} has {free / 1e6:.0f} MB left{held}: make "
+    return DiskFull(f"a checkpoint needs {needed / 1e6:.1f} MB, but {output} has {free / 1e6:.1f} MB left{held}: make "
                     "room, or lower save.keep; the checkpoints so far are whole")
 
 

@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, monkeypatch):
     calls = iter(range(100))
     monkeypatch.setattr(checkpoint.shutil, "disk_usage",
                         lambda path: usage(path)._replace(free=1000) if next(calls) else usage(path))
-    with pytest.raises(checkpoint.DiskFull, match="has 0 MB left: make room"):
+    with pytest.raises(checkpoint.DiskFull, match="has 0.0 MB left: make room"):
         run.train(toy_config(tmp_path), Processes())
     assert [step for step, _ in checkpoint.checkpoints(tmp_path)] == [2] and not list(tmp_path.glob(".writing_*"))
     assert checkpoint.newest_valid(tmp_path)
