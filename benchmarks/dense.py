@@ -125,7 +125,7 @@ class DenseJodi:
         heads = []
         for q_LNK, k_MK, v_MK in zip(*(part.split(width, -1) for part in (q, k, v))):
             score_LNM = q_LNK @ k_MK.T / math.sqrt(width) - 10000.0 * ~attended_M
-            heads.append(score_LNM.softmax(dim=-1) @ v_MK)
+            heads.append(score_LNM.softmax(dim=-1).to(v_MK) @ v_MK)
         return self.linear(f"{name}.proj", torch.cat(heads, dim=-1))
 
     def mix(self, name, z_NC, grid):

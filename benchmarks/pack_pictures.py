@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from jodi_core import JodiPipeline  # noqa: E402
 from jodi_core.pictures import to_pil  # noqa: E402

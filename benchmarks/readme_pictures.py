@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from jodi_core import JodiPipeline  # noqa: E402
 from jodi_core.pictures import contact_sheet  # noqa: E402

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from jodi_core.models.jodi_config import JodiConfig  # noqa: E402
 from training import checkpoint, loop, run  # noqa: E402

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.prompts import Surroundings, chance, named_words, obedience, seen_words  # noqa: E402
 from benchmarks.report import Setting, write_report  # noqa: E402

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from jodi_core.models.dcae import DCAE  # noqa: E402
 from jodi_core.models.dcae_config import DCAEConfig  # noqa: E402

@@ -1,6 +1,7 @@
 """The house of docs/architecture.md: who may import whom, how large a file may grow, what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -86,6 +87,19 @@ def test_nobody_imports_the_pipeline_but_the_entry_points():
     """From outside it is reached as `jodi_core.JodiPipeline`."""
     importers = {source for source in SOURCES if any(".pipeline" in module for module in imported(source))}
     assert importers <= {"jodi_core/cli.py", "jodi_core/conformance_models.py"}
+
+
+def test_modules_of_tests_have_names_of_their_own():
+    """Folders of tests are no packages: the second of two modules with one name is not run."""
+    names = [Path(source).name for source in TESTS if not source.endswith("conftest.py")]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_nobody_puts_the_root_first():
+    """The host's `nodes` must be found before the folder of that name."""
+    first = re.compile(r"sys\.path\.insert\(0, str\((ROOT|Path\(__file__\)\.resolve\(\)\.parents)")
+    inserting = [source for source in SOURCES + TESTS if source != "tests/conftest.py"]    # which knows about it
+    assert not [source for source in inserting if first.search((ROOT / source).read_text(encoding="utf-8"))]
 
 
 def test_nodes_touch_the_host_s_internals_in_one_place():

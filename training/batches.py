@@ -10,7 +10,7 @@ from .faults import Faults, WorkerDied
 
 LONGEST = 70                     # path of temporary files; with the name of a socket at most 107 letters
 AHEAD = 2                        # micro-batches that a worker reads ahead
-DEATH = "exited unexpectedly"    # in what torch raises, of a worker or of the thread that reads from it
+DEATH = ("exited unexpectedly", "ancillary data")    # in what torch and Python raise
 
 
 class Batches:
@@ -45,19 +45,19 @@ class Batches:
         while True:
             try:
                 found = next(self.loader)
-            except RuntimeError as error:
-                if DEATH not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                if not (self.workers and tells_of_death(error)):
                     raise
                 self.replace_workers(error)
             else:
                 self.taken, self.deaths = self.taken + 1, 0
                 return found
 
-    def replace_workers(self, error: RuntimeError) -> None:
+    def replace_workers(self, error: Exception) -> None:
         """WorkerDied if one micro-batch costs more lives than faults.restarts."""
         step, names = self.data.slots(self.taken)[0], self.data.names(self.taken)
         self.deaths += 1
-        self.faults.note("worker", f"{error}; awaited for step {step} were {', '.join(names)}", step=step)
+        self.faults.note("worker", f"{error!r}; awaited for step {step} were {', '.join(names)}", step=step)
         if self.deaths > self.data.config.faults.restarts:
             raise WorkerDied(f"data-loader workers died {self.deaths} times while step {step} awaited "
                              f"{', '.join(names)}: reading one of these kills them, or memory ran out (the log of the "
@@ -68,6 +68,14 @@ class Batches:
     def reopen(self) -> None:
         self.loader = None    # ends its workers
         self.loader = self.open()
+
+
+def tells_of_death(error: Exception) -> bool:
+    """Whether a worker is gone, or was going while its batch was fetched."""
+    told = str(error)
+    if told.startswith("Caught"):    # by a living worker, which passes on what went wrong
+        return False
+    return isinstance(error, (ConnectionError, EOFError)) or any(sign in told for sign in DEATH)
 
 
 def leave_interrupts(worker: int) -> None:

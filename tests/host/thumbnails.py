@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.append(str(ROOT))
 
 from scripts.comfy import Comfy  # noqa: E402
 from scripts.workflow import to_prompt  # noqa: E402

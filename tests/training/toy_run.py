@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from jodi_core.models.jodi import JodiConfig  # noqa: E402
 from training import checkpoint, model, run  # noqa: E402
@@ -39,6 +39,9 @@ class ToySource:
 
     bins_N, weights_N = torch.tensor([0] * SQUARE + [1] * WIDE), None
 
+    def name(self, index):
+        return f"sample {index}"
+
     def item(self, index, generator):
         own = torch.Generator().manual_seed(index)
         latents = torch.randn(4, 3, *((4, 4) if index < SQUARE else (2, 4)), generator=own)
@@ -60,9 +63,6 @@ class SpoiltSource(ToySource):
         if index == self.index:
             item.latents_CLHW[1] = self.value
         return item
-
-    def name(self, index):
-        return f"sample {index}"
 
 
 class FakeText:
