@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from training import checkpoint, cli, faults, run
+from training import batches, checkpoint, cli, faults, run
 from training.caches import Store
 from training.config import FaultsConfig, SaveConfig, SpeedConfig
 from training.faults import DiskFull, Faults, Unreadable, WorkerDied
@@ -194,6 +194,15 @@ def test_workers_that_always_die_end_the_run(tmp_path, train, impatient):
         train(tmp_path, DeadlySource(sample_of(3, 2), 0.0, tmp_path, times=99), speed=WORKERS,
               faults=FaultsConfig(restarts=1))
     assert checkpoint.newest_valid(tmp_path).name == "step_0000002"
+
+
+@pytest.mark.parametrize("error, death", [
+    (ConnectionRefusedError(111, "Connection refused"), True), (EOFError(), True),
+    (RuntimeError("DataLoader worker (pid(s) 3) exited unexpectedly"), True), (RuntimeError("a mistake"), False),
+    (ConnectionError("Caught ConnectionError in DataLoader worker process 0.\nOriginal Traceback"), False)])
+def test_how_a_death_shows(error, death):
+    """By chance: the batch of a worker that was just killed cannot be fetched. What a worker passes on is none."""
+    assert batches.tells_of_death(error) == death
 
 
 def test_workers_that_could_not_send_their_batches_are_refused(tmp_path, train, monkeypatch):
