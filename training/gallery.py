@@ -41,17 +41,18 @@ def show(pipeline: JodiPipeline, config: TrainConfig, truth: dict[str, Tensor], 
 
 
 def agreement(shown: list[Shown]) -> dict[str, float]:
-    """Of the labels that perception found with the true ones: the mean over the samples of every metric."""
-    values = defaultdict(list)
+    """Of the labels that perception found with the true ones: every metric over all samples of one size, and the mean
+    over the sizes, weighted by their samples."""
+    sizes = defaultdict(list)    # (domain, size) -> pairs of found and true
     for sample in shown:
-        for (domain, metric), value in compare(batches(sample.made.get("perceive", {})), batches(sample.truth)).items():
-            values[f"metric/{domain}_{metric}"].append(value)
-    known = {name: [value for value in found if math.isfinite(value)] for name, found in values.items()}
-    return {name: sum(found) / len(found) for name, found in known.items() if found}
-
-
-def batches(pictures: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: picture[None] for name, picture in pictures.items()}
+        for domain, picture in sample.made.get("perceive", {}).items():
+            sizes[domain, picture.shape].append((picture, sample.truth[domain]))
+    values = defaultdict(list)
+    for (domain, _), pairs in sizes.items():
+        found, truth = (torch.stack(pictures) for pictures in zip(*pairs))
+        for (_, metric), value in compare({domain: found}, {domain: truth}).items():
+            values[f"metric/{domain}_{metric}"] += [value] * len(pairs) if math.isfinite(value) else []
+    return {name: sum(found) / len(found) for name, found in values.items() if found}
 
 
 def sheets(shown: list[Shown]) -> dict[str, Image.Image]:
