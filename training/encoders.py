@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch.utils.data import get_worker_info
 
 from jodi_core.models.dcae import DCAE
 from jodi_core.published import PUBLISHED
@@ -31,13 +32,18 @@ class Encoders:
         self.start, self.device = start, device
         self.text_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 
+    @property
+    def place(self) -> torch.device:
+        """A data loader's worker cannot use the GPU of the process that it was forked from."""
+        return torch.device("cpu") if get_worker_info() else self.device
+
     @cached_property
     def autoencoder(self) -> DCAE:
-        return load_autoencoder(named(self.start, "autoencoder"), device=self.device, dtype=torch.float32)
+        return load_autoencoder(named(self.start, "autoencoder"), device=self.place, dtype=torch.float32)
 
     @cached_property
     def text(self) -> GemmaText:
-        return load_text(named(self.start, "text_encoder"), device=self.device, dtype=self.text_dtype)
+        return load_text(named(self.start, "text_encoder"), device=self.place, dtype=self.text_dtype)
 
     def identity(self, kind: str, digest: Callable[[Path], str]) -> str:
         """What an encoder is, without loading it: the content of its files and the precision it works in."""
