@@ -1,10 +1,10 @@
-"""python -m training bundle|cache|train|export|check-data CONFIG.toml [section.key=value ...]
+"""python -m training bundle|cache|train|evaluate|export|check-data CONFIG.toml [section.key=value ...]
 python -m training pack FOLDER_SET OUT_DIR
 python -m training annotate FOLDER
 python -m training plot RUN [RUN2 ...]
 
 bundle makes everything that the tiny model consists of; cache, train and export are its later steps alone. check-data
-reads the data sets before a run; pack writes one as tar shards. bundle, cache and train also run as several processes:
+reads the data sets before a run; pack writes one as tar shards. bundle, cache, train and evaluate also run as several processes:
 python -m torch.distributed.run --nproc-per-node N -m training ...
 """
 
@@ -17,7 +17,7 @@ from .bundle import make_bundle
 from .config import TrainConfig, load_config
 from .faults import exit_code, tell_end
 from .parallel import Processes
-from .run import export, prepare, train
+from .run import evaluate, export, prepare, train
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -26,6 +26,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     with_config(commands, "train", on_processes(train), "train, from the newest checkpoint if there is one")
     with_config(commands, "cache", on_processes(prepare), "encode the data that is not yet in the cache")
+    with_config(commands, "evaluate", on_processes(evaluate), "measure the newest checkpoint on the samples kept apart")
     command = with_config(commands, "export", write_export, "write the newest checkpoint as a file for ComfyUI")
     command.add_argument("--output", type=Path, help="the file to write")
     command.add_argument("--merged", action="store_true", help="the whole model, LoRA or DoRA merged into it")

@@ -13,6 +13,7 @@ from jodi_core.weights import write_model
 
 from . import checkpoint, loop
 from .adapters import adapter_tensors, merge_adapters
+from .boards import Files
 from .config import SetConfig, TrainConfig, differences
 from .data import MicroBatches, Source
 from .ema import Ema
@@ -61,6 +62,23 @@ def train(config: TrainConfig, processes: Processes) -> None:
     evaluator = open_evaluator(config, model.config, encoders, processes)
     with Watcher(config, processes, run.step, run.pending) as watcher:
         loop.train(config, run, data, processes, watcher, evaluator)
+
+
+def evaluate(config: TrainConfig, processes: Processes) -> None:
+    """Print what the newest checkpoint reaches on [evaluation]; its contact sheets go to OUTPUT/pictures/evaluate."""
+    encoders = Encoders(config.start, processes.device)
+    model = make_model(config, encoders)
+    evaluator = open_evaluator(config, model.config, encoders, processes)
+    if evaluator is None:
+        raise ValueError("nothing to evaluate on: name data sets in [[evaluation.sets]] and set evaluation.every")
+    run = start(config, model, evaluator.source, processes)
+    values, pictures = evaluator.evaluate(run)
+    if processes.rank == 0:
+        print(f"step {run.step}")
+        for name, value in values.items():
+            print(f"{name:32} {value:.4g}")
+        for name, sheet in pictures.items():
+            Files(Path(config.output) / "pictures").picture(run.step, f"evaluate/{name}", sheet)
 
 
 def open_evaluator(config: TrainConfig, model: JodiConfig, encoders: Encoders, processes: Processes) -> Evaluator | None:

@@ -120,3 +120,19 @@ def test_means_are_of_samples_not_of_means():
     for name, value, weight in (("a", 1.0, 3), ("a", torch.tensor(5.0), 1), ("b", 2.0, 1)):
         tally.add(name, value, weight)
     assert tally.means(Processes()) == {"a": 2.0, "b": 2.0} and tally.means(Processes()) == {}
+
+
+def test_the_newest_checkpoint_is_evaluated_on_its_own(alone, tmp_path, monkeypatch, capsys):
+    use_toy_parts(monkeypatch.setattr)
+    evaluate_toys(monkeypatch.setattr)
+    before = (alone / "log.jsonl").read_text()
+    run.evaluate(toy_config(alone), Processes())
+    told = dict(line.split() for line in capsys.readouterr().out.splitlines() if not line.startswith("step"))
+    assert float(told["loss"]) == pytest.approx(lines(alone)[1][6]["eval/loss"], rel=1e-3)
+    assert (alone / "log.jsonl").read_text() == before
+
+
+def test_evaluation_without_data_is_refused(tmp_path, monkeypatch):
+    use_toy_parts(monkeypatch.setattr)
+    with pytest.raises(ValueError, match="nothing to evaluate on"):
+        run.evaluate(toy_config(tmp_path), Processes())
