@@ -49,7 +49,6 @@ def compare(job: Job, contenders: dict, options) -> tuple[list[list[str]], bool]
     differences = {name: relative_difference(result, results[standard]) for name, result in results.items()}
     del results
     product, product_flops = timing.matrix_product(job.setting, options.peak_side)
-    product()
     times = timing.interleaved({PEAK: product, **runs}, options.rounds, job.setting.device)
     peak, rows = product_flops / times[PEAK].median, []
     for name, run in runs.items():
