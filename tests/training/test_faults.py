@@ -33,8 +33,9 @@ SKIP = FaultsConfig(on_nan="skip")
 WORKERS = SpeedConfig(device="cpu", precision="float32", workers=1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
+    """From the first run on: sums in another order would not be the same bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
