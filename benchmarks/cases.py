@@ -23,9 +23,9 @@ TASKS = {"joint": (("image", *LABELS), ()), "control": (("image",), ("edge", "de
          "perceive1": (("depth",), ("image",)), "perceive3": (("depth", "normal", "albedo"), ("image",)),
          "perceive7": (LABELS, ("image",))}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Largest difference over largest value: those of the recorded numbers (jodi_core/conformance_cases.py), looser at the
-# end of `whole`, where a decoder of random weights magnifies the differences of its latents.
-TOLERANCES = {(torch.float32, "forward"): 2e-6, (torch.float32, "sample"): 1e-4, (torch.float32, "whole"): 5e-4,
+# Largest difference over largest value: those of the recorded numbers (jodi_core/conformance_cases.py); looser for
+# pictures in bfloat16, as a decoder of random weights magnifies the differences of its latents.
+TOLERANCES = {(torch.float32, "forward"): 2e-6, (torch.float32, "sample"): 1e-4, (torch.float32, "whole"): 1e-4,
               (torch.bfloat16, "forward"): 3e-2, (torch.bfloat16, "sample"): 3e-2, (torch.bfloat16, "whole"): 1e-1}
 
 
