@@ -141,8 +141,8 @@ class Inputs:
 
 @torch.no_grad()
 def fill(network: nn.Module, seed: int) -> nn.Module:
-    """Random weights that depend on a weight's name, shape and device only, so that all contenders have the same. Each of
-    them shows in the result; gains and last layers are small, so that sampling does not magnify rounding."""
+    """Random weights that depend on a weight's name, shape and device only, so that all contenders have the same. Each
+    of them shows in the result; gains and last layers are small, so that sampling does not magnify rounding."""
     for name, value in network.state_dict().items():
         generator = torch.Generator(value.device).manual_seed(zlib.crc32(name.encode()) + seed)
         drawn = torch.randn(value.shape, generator=generator, device=value.device)

@@ -115,8 +115,8 @@ def machine(device: torch.device) -> str:
 def heading(options, dtype: str) -> list[str]:
     command = shlex.join(["python", "benchmarks/performance.py", *options.arguments])
     return [f"`{command}`", "",
-            f"{options.size} model, {dtype}; {machine(torch.device(options.device))}; torch {torch.__version__}, Python "
-            f"{platform.python_version()}; {time.strftime('%Y-%m-%d')}; load average at the start "
+            f"{options.size} model, {dtype}; {machine(torch.device(options.device))}; torch {torch.__version__}, "
+            f"Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}; load average at the start "
             f"{os.getloadavg()[0]:.1f}; {options.rounds} rounds", ""]
 
 
