@@ -109,7 +109,7 @@ class Inputs:
     text_BMW: Tensor
     null_BMW: Tensor       # caption of the other guidance branch
     lengths_B: Tensor      # valid tokens per request; always on the CPU, as role_BL on "meta"
-    mask_BM: Tensor        # 1 where a token is valid
+    mask_BM: Tensor        # 1 where a token is valid; on the CPU on "meta"
     role_BL: Tensor
     pictures: dict[str, Tensor]    # given domain -> (B, 3, H, W) in [0, 1]; stage "whole" only
 
@@ -131,12 +131,13 @@ class Inputs:
             "clean_BLChw": clean_BLChw.to(setting.dtype),
             "time_B": torch.linspace(900, 300, rows),
             "text_BMW": torch.randn(text, generator=generator).to(setting.dtype),
-            "null_BMW": null_MW.expand(rows, -1, -1).to(setting.dtype),
-            "mask_BM": (torch.arange(config.model_max_length) < lengths_B[:, None]).long()}
+            "null_BMW": null_MW.expand(rows, -1, -1).to(setting.dtype)}
+        mask_BM = (torch.arange(config.model_max_length) < lengths_B[:, None]).long()
         pictures = {name: torch.rand(rows, 3, job.pixels, job.pixels, generator=generator).to(setting.device)
                     for name in (TASKS[job.task][1] if job.stage == "whole" else ())}
+        known = "cpu" if setting.device.type == "meta" else setting.device    # what decides about the computation
         return cls(**{name: value.to(setting.device) for name, value in values.items()}, lengths_B=lengths_B,
-                   role_BL=role_BL if setting.device.type == "meta" else role_BL.to(setting.device), pictures=pictures)
+                   mask_BM=mask_BM.to(known), role_BL=role_BL.to(known), pictures=pictures)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Clock, operation counter and peak memory of benchmarks/performance.py."""
 
+import math
 import resource
 import statistics
 import sys
@@ -14,12 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from benchmarks.cases import Inputs, Job, Setting
 from benchmarks.contenders import Ours
+from jodi_core.models.layers import ONEDNN
 
 # Side of the square matrices whose product is the machine's peak.
 PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
-# What torch's counter does not know: the text attention on a CPU.
+# What torch's counter does not know: the text attention on a CPU, oneDNN's products there.
 UNKNOWN_TO_TORCH = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
                     lambda q, k, v, *rest, **options: sdpa_flop_count(q, k, v)}
+if ONEDNN:
+    UNKNOWN_TO_TORCH[torch.ops.mkldnn._linear_pointwise] = \
+        lambda x, weight, *rest, **options: 2 * math.prod(x) * weight[0]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ Memory is measured in a process of its own per way. `full` has the published siz
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timing import process_peak  # noqa: E402
 from jodi_core.models.dcae import DCAE  # noqa: E402
 from jodi_core.models.dcae_config import DCAEConfig  # noqa: E402
 from jodi_core.models.jodi_config import JodiConfig  # noqa: E402
@@ -135,7 +135,7 @@ def peak_mb(device: torch.device) -> float:
     """10^6 bytes: of tensors on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return process_peak() / 1e6
 
 
 def measure(options, folder: Path) -> list[str]:

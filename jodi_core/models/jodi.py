@@ -87,13 +87,15 @@ class JodiTransformer(nn.Module):
 
     def prepare(self, y_TMC: Tensor | None, mask_TM: Tensor | None, roles: JointRoles,
                 clean_BCDHW: Tensor | None = None, *, branches: int = 1, null_rows_T: Tensor | None = None,
-                exact_time: bool = False, dtype: torch.dtype | None = None) -> JodiContext:
+                attended: int | None = None, exact_time: bool = False,
+                dtype: torch.dtype | None = None) -> JodiContext:
         """Everything of a sampling run that is constant.
 
         y_TMC         (T, M, width) text features, guidance branches first: T = branches * prompts
         mask_TM       1 where a text token is valid; None if all are
         clean_BCDHW   joint latent holding the clean latents of the condition slots (other slots unread)
         null_rows_T   True where the caption is dropped (training)
+        attended      the first tokens that some row attends to, if that is known to be fewer than M
         With the image given, y, mask and branches are replaced by the stored caption: text and guidance have no
         effect then (1.7 b). dtype: of computation; default that of the clean latents or the text.
         """
@@ -108,6 +110,8 @@ class JodiTransformer(nn.Module):
         y_TMC = self.y_embedder(y_TMC.to(dtype))
         if self.config.y_norm:
             y_TMC = self.attention_y_norm(y_TMC)
+        if attended is not None and mask_TM is not None:
+            y_TMC, mask_TM = y_TMC[:, :attended], mask_TM[:, :attended]
         if mask_TM is not None:
             mask_TM = mask_TM.bool().repeat(y_TMC.shape[0] // mask_TM.shape[0], 1)[:, None, None]
         role_DC = table_rows(self.role_embedder, y_TMC, list(roles.active_roles)) + \
@@ -194,7 +198,11 @@ class JodiTransformer(nn.Module):
         role = role.repeat(rows // role.shape[0], 1)
         clean_x = torch.zeros_like(x) if clean_x is None else clean_x.to(dtype).repeat(
             rows // clean_x.shape[0], 1, 1, 1, 1)
-        mask = None if mask is None else mask.reshape(mask.shape[0], -1).repeat(rows // mask.shape[0], 1)
+        attended = None
+        if mask is not None:
+            mask = mask.reshape(mask.shape[0], -1).repeat(rows // mask.shape[0], 1)
+            attended = None if self.training else max(1, int(mask.bool().sum(1).max()))    # dropped captions have more
+            mask = mask.to(x.device)
         dropped = torch.rand(rows) < self.config.class_dropout_prob if self.training else None
         groups = defaultdict(list)
         for row, pattern in enumerate(role.tolist()):
@@ -206,7 +214,7 @@ class JodiTransformer(nn.Module):
                 continue
             x_BCDHW, clean_BCDHW = (part[index][:, list(roles.active)].transpose(1, 2) for part in (x, clean_x))
             context = self.prepare(y[index], None if mask is None else mask[index], roles, clean_BCDHW,
-                                   null_rows_T=None if dropped is None else dropped[index])
+                                   null_rows_T=None if dropped is None else dropped[index], attended=attended)
             v_BCDHW = self.velocity(x_BCDHW, t[index], context)
             out[torch.tensor(index)[:, None], torch.tensor(roles.active)] = v_BCDHW.transpose(1, 2).to(dtype)
         return out

@@ -45,9 +45,9 @@ def test_operations_are_those_of_the_cost_formula():
     """Spec 11."""
     job = job_of("joint", tokens=12)
     config = job.setting.size.config
-    C, domains, tokens, text = config.hidden_size, config.num_domains, 16, config.model_max_length
-    blocks = config.depth * domains * tokens * (27 * C ** 2 + 90 * C + 132 * C + 4 * text * C)
-    captions = config.depth * 4 * text * C ** 2 + 2 * text * (config.caption_channels * C + C ** 2)
+    C, domains, tokens, text, attended = config.hidden_size, config.num_domains, 16, config.model_max_length, 12
+    blocks = config.depth * domains * tokens * (27 * C ** 2 + 90 * C + 132 * C + 4 * attended * C)
+    captions = config.depth * 4 * attended * C ** 2 + 2 * text * (config.caption_channels * C + C ** 2)
     ends = 2 * domains * tokens * 2 * config.in_channels * C
     vectors = 2 * (256 * C + C ** 2) + 12 * C ** 2 * (1 + domains)
     assert timing.operations_of_ours(job) == blocks + captions + ends + vectors
