@@ -50,11 +50,12 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
     return onednn_product(layer, x) if runs_on_onednn(layer, x) else layer(x)
 
 
-def pointwise(layer: nn.Module, x_BHWC: Tensor) -> Tensor:
-    """A 1x1 convolution over the last axis."""
+def pointwise(layer: nn.Module, x_BHWC: Tensor, silu: bool = False) -> Tensor:
+    """A 1x1 convolution over the last axis, and SiLU if wished."""
     if runs_on_onednn(layer, x_BHWC):
-        return onednn_product(layer, x_BHWC)
-    return layer(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)    # channels-last without a copy
+        return onednn_product(layer, x_BHWC, "swish" if silu else "none")
+    x_BHWC = layer(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)    # channels-last without a copy
+    return F.silu(x_BHWC) if silu else x_BHWC
 
 
 def runs_on_onednn(layer: nn.Module, x: Tensor) -> bool:
@@ -66,8 +67,8 @@ def runs_on_onednn(layer: nn.Module, x: Tensor) -> bool:
             and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
 
 
-def onednn_product(layer: nn.Module, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, layer.weight.flatten(1), layer.bias, "none", [], "")
+def onednn_product(layer: nn.Module, x: Tensor, then: str = "none") -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, layer.weight.flatten(1), layer.bias, then, [], "")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -197,7 +198,7 @@ class MixFFN(nn.Module):
 
     def forward(self, x_BDNC: Tensor, grid: tuple[int, int]) -> Tensor:
         B, D, N, C = x_BDNC.shape
-        x_BHWC = F.silu(pointwise(self.inverted_conv.conv, x_BDNC.reshape(B * D, *grid, C)))
+        x_BHWC = pointwise(self.inverted_conv.conv, x_BDNC.reshape(B * D, *grid, C), silu=True)
         value, gate = self.depth_conv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
         return pointwise(self.point_conv.conv, value * F.silu(gate)).reshape(B, D, N, C)
 

@@ -384,7 +384,7 @@ def test_products_of_onednn_are_those_of_torch(monkeypatch, roles):
     x, t, y, clean = inputs(model, rows=1)
     arguments = x, t, y[:, None], torch.tensor([roles]), None, clean
     called, product = [], layers.onednn_product
-    monkeypatch.setattr(layers, "onednn_product", lambda *pair: called.append(1) or product(*pair))
+    monkeypatch.setattr(layers, "onednn_product", lambda *given: called.append(1) or product(*given))
     with torch.no_grad():
         found = model(*arguments)
         assert len(called) > 8 * model.config.depth
