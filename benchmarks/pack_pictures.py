@@ -14,7 +14,8 @@ sys.path.append(str(ROOT))
 from jodi_core import JodiPipeline  # noqa: E402
 from jodi_core.pictures import to_pil  # noqa: E402
 
-PROMPT = "a red house on the left, a person in a yellow shirt waving on the right, under a clear blue sky, on green grass"
+PROMPT = ("a red house on the left, a person in a yellow shirt waving on the right, under a clear blue sky, on green "
+          "grass")
 SEED = 4
 ICON = 400
 BANNER, TILE, GAP = (1260, 540), 254, 8    # 21:9

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jodi_core.metrics import classes, unit
+from jodi_core.metrics import classes
 from jodi_core.segmentation import SEGMENTATION_NAMES
 from training.captions import facts
 from training.scene import SIDES

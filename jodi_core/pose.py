@@ -139,7 +139,7 @@ def hue_distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def grid_places(strokes: Strokes) -> torch.Tensor:
-    """Places (G, 2), x and y, on the strokes, one in each square of about half a stroke's width that is mostly drawn."""
+    """Places (G, 2), x and y, on the strokes, one in each square of half a stroke's width that is mostly drawn."""
     cell = max(2, round(strokes.radius))
     y_HW, x_HW = torch.meshgrid(*(torch.arange(side).float() for side in strokes.drawn.shape), indexing="ij")
     share_3hw = F.avg_pool2d(torch.stack((torch.ones_like(x_HW), x_HW, y_HW)) * strokes.drawn, cell, ceil_mode=True)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from .convert import convert
-from .files import (HUB, WeightsError, atomic_target, fetch_into, hub_file_name, parse_hub_ref, read_header,
+from .files import (WeightsError, atomic_target, fetch_into, hub_file_name, parse_hub_ref, read_header,
                     refuse_existing)
 from .weights import HOST_FOLDERS, kind_of, kinds_in
 

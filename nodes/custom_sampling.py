@@ -67,8 +67,8 @@ class JodiNoise(io.ComfyNode):
                              tooltip="The noise."),
                 io.Combo.Input("kind", options=list(NOISE_KINDS),
                                tooltip=f"'{SAME_SCENE}': drawn for all domains as the published model does, as in Jodi "
-                                       f"Joint Sampler. '{LIKE_STOCK}': as RandomNoise and KSampler draw it. '{SAME_FRAME}': one "
-                                       "noise for the whole batch, for the frames of a video."),
+                                       f"Joint Sampler. '{LIKE_STOCK}': as RandomNoise and KSampler draw it. "
+                                       f"'{SAME_FRAME}': one noise for the whole batch, for the frames of a video."),
             ],
             outputs=[io.Noise.Output(tooltip="For SamplerCustomAdvanced.")],
         )

@@ -32,8 +32,8 @@ class JodiJointSampler(io.ComfyNode):
                                tooltip="Below 1 the latent's own content is varied and not drawn from nothing: for "
                                        "domains that are edited."),
                 io.Boolean.Input("same_noise", default=False, optional=True,
-                                 tooltip="One noise for the whole batch: the labels of a video's frames do not flicker, "
-                                         "and equal pictures get equal labels."),
+                                 tooltip="One noise for the whole batch: the labels of a video's frames do not flicker,"
+                                         " and equal pictures get equal labels."),
             ],
             outputs=[io.Latent.Output(tooltip="For Jodi Label Decode, or VAE Decode (all domains as a batch).")],
         )

@@ -24,8 +24,8 @@ class JodiTiles(io.ComfyNode):
                                tooltip="Part of a window that it shares with the next one: more hides seams better and "
                                        "costs more."),
             ],
-            outputs=[io.Model.Output(tooltip="For any sampler. A picture that fits into one window comes out as without "
-                                             "this node.")],
+            outputs=[io.Model.Output(tooltip="For any sampler. A picture that fits into one window comes out as without"
+                                             " this node.")],
         )
 
     @classmethod

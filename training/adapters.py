@@ -61,7 +61,7 @@ class Adapter(nn.Module):
 
 
 def add_adapters(model: JodiTransformer, config: AdapterConfig, magnitudes: bool) -> None:
-    """Freeze the model and put an adapter around every target layer. ValueError if a target names none or a wrong one."""
+    """Freeze the model and put an adapter around every target layer. ValueError if a target names none."""
     model.requires_grad_(False)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
     for target in config.targets:
@@ -96,7 +96,8 @@ def adapter_tensors(model: JodiTransformer) -> dict[str, Tensor]:
     tensors = {}
     for name, adapter in adapters_of(model).items():
         convolution = adapter.layer.weight.ndim == 4
-        down, up = (part.detach()[..., None, None] if convolution else part.detach() for part in (adapter.down, adapter.up))
+        down, up = (part.detach()[..., None, None] if convolution else part.detach()
+                    for part in (adapter.down, adapter.up))
         tensors |= {f"{PREFIX}{name}.lora_A.weight": down, f"{PREFIX}{name}.lora_B.weight": up,
                     f"{PREFIX}{name}.alpha": torch.tensor(adapter.scale * adapter.down.shape[0])}
         if adapter.magnitude is not None:

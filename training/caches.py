@@ -93,7 +93,8 @@ class Store:
         stat = path.stat()
         told = (str(path), stat.st_size, stat.st_mtime_ns)
         for part in self.parts():
-            found = part.execute("select sha256 from files where path = ? and size = ? and changed = ?", told).fetchone()
+            found = part.execute("select sha256 from files where path = ? and size = ? and changed = ?",
+                                 told).fetchone()
             if found:
                 return found[0]
         with open(path, "rb") as file:

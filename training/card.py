@@ -10,7 +10,8 @@ from .encoders import SANA
 BASES = {"jodi": "VIPL-GENUN/Jodi", "sana": "/".join(SANA.removeprefix("hf://").split("/")[:2])}
 WHAT = {"full": "All weights were trained.", "lora": "A LoRA.", "dora": "A DoRA.",
         "domains": "Only the layers of new domains were trained."}
-USE = {"lora": "Save `{name}` in ComfyUI's `models/loras` and load it with **Load LoRA (Model)** after **Jodi Loader**.",
+USE = {"lora": "Save `{name}` in ComfyUI's `models/loras` and load it with **Load LoRA (Model)** after **Jodi "
+               "Loader**.",
        "model": "Save `{name}` in ComfyUI's `models/diffusion_models` and choose it in **Jodi Loader**."}
 
 

@@ -240,12 +240,13 @@ class Report:
             if labels | nobody or "perceive" not in config.tasks or config.micro_batch == 1:
                 continue
             if evaluation:
-                self.note("no common label", "no label is in all evaluation samples, but those of a micro-batch are asked "
-                          "for the same ones: training stops at the first without. Use micro_batch = 1, or other samples",
-                          fault=True)
+                self.note("no common label", "no label is in all evaluation samples, but those of a micro-batch are "
+                          "asked for the same ones: training stops at the first without. Use micro_batch = 1, or other "
+                          "samples", fault=True)
             elif config.in_turn:
-                self.note("no common label", "in_turn = true asks all samples of a micro-batch for the same labels, but no "
-                          "label is in all samples: training stops at the first without. Use in_turn = false", fault=True)
+                self.note("no common label", "in_turn = true asks all samples of a micro-batch for the same labels, "
+                          "but no label is in all samples: training stops at the first without. Use in_turn = false",
+                          fault=True)
 
     def find_same_captions(self) -> None:
         for same in self.same.values():

@@ -4,7 +4,8 @@ python -m training annotate FOLDER
 python -m training plot RUN [RUN2 ...]
 
 bundle makes everything that the tiny model consists of; cache, train and export are its later steps alone. check-data
-reads the data sets before a run; pack writes one as tar shards. bundle, cache, train and evaluate also run as several processes:
+reads the data sets before a run; pack writes one as tar shards. bundle, cache, train and evaluate also run as several
+processes:
 python -m torch.distributed.run --nproc-per-node N -m training ...
 """
 
@@ -31,7 +32,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     command.add_argument("--output", type=Path, help="the file to write")
     command.add_argument("--merged", action="store_true", help="the whole model, LoRA or DoRA merged into it")
     command.add_argument("--raw", action="store_true", help="the last weights and not the averaged ones")
-    command.add_argument("--upload", metavar="OWNER/NAME", help="put it into this repository of the hub, with a model card")
+    command.add_argument("--upload", metavar="OWNER/NAME", help="put it into a repository of the hub, with a card")
     command.add_argument("--private", action="store_true", help="of a repository that is new")
     command = with_config(commands, "bundle", write_bundle, "make everything that the tiny model consists of")
     command.add_argument("--output", type=Path, help="the folder to write")

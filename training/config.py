@@ -281,8 +281,8 @@ class TrainConfig:
             one_of("tasks", task, TASKS)
         self.check_mode()
         if self.data.sets and not self.data.cache and self.speed.workers:
-            raise ValueError(f"data.cache is empty, so pictures are encoded in the training process: set speed.workers = 0 "
-                             f"instead of {self.speed.workers}, or name a cache")
+            raise ValueError("data.cache is empty, so pictures are encoded in the training process: set "
+                             f"speed.workers = 0 instead of {self.speed.workers}, or name a cache")
         if self.speed.shard and self.optim.name not in SHARDED:
             raise ValueError(f'optim.name = "{self.optim.name}" needs whole matrices, but speed.shard splits them: use '
                              f'{" or ".join(SHARDED)}, or speed.shard = false')

@@ -1,4 +1,4 @@
-"""The autoencoder and the text encoder of a run, loaded when they are first needed: who reads a full cache needs neither."""
+"""The autoencoder and the text encoder of a run, loaded when they are first needed: a full cache needs neither."""
 
 from collections.abc import Callable
 from functools import cached_property

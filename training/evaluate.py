@@ -39,7 +39,7 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, run) -> tuple[dict[str, float], dict[str, Image.Image]]:
-        """Numbers, and a contact sheet per task (on process 0), by name. Of the averaged weights, if the run averages."""
+        """Numbers, and a contact sheet per task (on process 0), by name. Of averaged weights, if the run averages."""
         with standing_in(run), self.processes.whole(run.loss):
             values = self.losses(run.inner)
             shown = self.pictures(run) if self.config.evaluation.pictures else []

@@ -26,7 +26,7 @@ class Shown:
 
 
 def show(pipeline: JodiPipeline, config: TrainConfig, truth: dict[str, Tensor], caption: str, seed: int) -> Shown:
-    """truth: domain -> (3, H, W) in [-1, 1], the image first. Control is given all labels, perception makes them all."""
+    """truth: domain -> (3, H, W) in [-1, 1], the image first. Control is given all labels, perception makes all."""
     image, *labels = truth
     tasks = {"joint": ((), tuple(truth)), "control": (labels, (image,)), "perceive": ((image,), labels)}
     made = {}
@@ -37,7 +37,8 @@ def show(pipeline: JodiPipeline, config: TrainConfig, truth: dict[str, Tensor], 
                          seed=seed, height=truth[image].shape[1], width=truth[image].shape[2],
                          steps=config.evaluation.steps, guidance=guidance)
         made[task] = {name: to_bytes(picture)[0] for name, picture in found.pictures.items()}
-    return Shown({name: to_bytes(postprocess(name, picture[None]))[0] for name, picture in truth.items()}, made, caption)
+    shown = {name: to_bytes(postprocess(name, picture[None]))[0] for name, picture in truth.items()}
+    return Shown(shown, made, caption)
 
 
 def agreement(shown: list[Shown]) -> dict[str, float]:

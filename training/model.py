@@ -47,7 +47,8 @@ def make_model(config: TrainConfig, encoders: Encoders) -> JodiTransformer:
         with torch.no_grad():
             for block in model.blocks:
                 block.scale_shift_table.weight[[2, 5]] += start.gate
-            model.y_embedder.y_embedding.copy_(encoders.text.encode_negative([""], rows=model.config.model_max_length)[0])
+            empty_1MC = encoders.text.encode_negative([""], rows=model.config.model_max_length)
+            model.y_embedder.y_embedding.copy_(empty_1MC[0])
     if start.extend:
         torch.manual_seed(config.seed)
         model = extend(model, start.extend)

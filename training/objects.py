@@ -3,7 +3,6 @@
 A drawing takes (brush, depth_n11, colour_n3, things) and is about a third to a half of a unit large.
 """
 
-import math
 
 import torch
 

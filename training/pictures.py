@@ -63,8 +63,8 @@ class PictureSource:
         self.check(sample)
         latents = {domain: self.latent(sample, domain, target) for domain in self.domains}
         some = next(latent for latent in latents.values() if latent is not None)
-        return Item(torch.stack([torch.zeros_like(some) if latent is None else latent for latent in latents.values()], 1),
-                    torch.tensor([latent is not None for latent in latents.values()]),
+        filled = [torch.zeros_like(some) if latent is None else latent for latent in latents.values()]
+        return Item(torch.stack(filled, 1), torch.tensor([latent is not None for latent in latents.values()]),
                     self.caption(sample.choose_caption(generator)), sample.name)
 
     def check(self, sample: Sample) -> None:

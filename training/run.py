@@ -81,7 +81,8 @@ def evaluate(config: TrainConfig, processes: Processes) -> None:
             Files(Path(config.output) / "pictures").picture(run.step, f"evaluate/{name}", sheet)
 
 
-def open_evaluator(config: TrainConfig, model: JodiConfig, encoders: Encoders, processes: Processes) -> Evaluator | None:
+def open_evaluator(config: TrainConfig, model: JodiConfig, encoders: Encoders,
+                   processes: Processes) -> Evaluator | None:
     """None if the run is not evaluated."""
     if not config.evaluation.every:
         return None

@@ -52,7 +52,7 @@ def load_for_training(domain: str, picture: Path | Member, target: tuple[int, in
 
 
 def bring_to_size(domain: str, picture: Image.Image, target: tuple[int, int], segmentation: str) -> Tensor:
-    """(3, H, W) in [-1, 1]: as the original (cover resize, bicubic, centre crop), class colours unmixed if "nearest"."""
+    """(3, H, W) in [-1, 1]: as the original (cover resize, bicubic, centre crop), class colours unmixed: "nearest"."""
     if domain != "segmentation" or segmentation == "bicubic":
         return fit_for_training(picture, target)
     height, width = cover_size((picture.height, picture.width), target)

@@ -21,7 +21,7 @@ class Order:
 
 
 class Stopper:
-    """SIGTERM and SIGINT, a file `save` or `save_quit` in the run's folder, and a time limit: at the next step boundary.
+    """SIGTERM and SIGINT, a file `save` or `save_quit` in the run's folder, a time limit: at the next step boundary.
 
     A second SIGINT ends the process at once.
     """

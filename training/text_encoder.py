@@ -11,7 +11,6 @@ import argparse
 import io
 import json
 import random
-import re
 from pathlib import Path
 
 import torch

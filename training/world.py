@@ -14,7 +14,7 @@ from PIL import Image
 from jodi_core.domains import JODI_DOMAINS
 from jodi_core.segmentation import PALETTE_12
 from training.captions import caption
-from training.objects import (DRAWINGS, FRONT, MOUNTAIN, PLANT, ROAD, SKY, UNLABELED, UP, WATER, colours_of, rgb)
+from training.objects import (DRAWINGS, MOUNTAIN, PLANT, ROAD, SKY, UNLABELED, UP, WATER, colours_of, rgb)
 from training.raster import (ALBEDO, CLASS, DEPTH, FACE, GROUND_FACES, IMAGE, NORMAL, POSE, SHADOW, TONE, Brush, Canvas)
 from training.scene import COLOURS, Scene, Thing, sample_scene
 
@@ -264,7 +264,7 @@ def main(arguments=None):
     parser.add_argument("--count", type=int, default=256, help="number of scenes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first scene; the others follow it")
     parser.add_argument("--size", type=int, default=128, help="height and width in pixels")
-    parser.add_argument("--style", choices=tuple(STYLES), default="plain", help="of the pictures; the labels are the same")
+    parser.add_argument("--style", choices=tuple(STYLES), default="plain", help="of the pictures, not of the labels")
     parser.add_argument("--shadows", action="store_true", help="one more label: annotation_shadow")
     parser.add_argument("--pictures-only", action="store_true", help="pictures and captions in .txt files, no labels")
     options = parser.parse_args(arguments)

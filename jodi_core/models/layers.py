@@ -64,7 +64,8 @@ def runs_on_onednn(layer: nn.Module, x: Tensor) -> bool:
     Plain layers only: those of a host, or of an adapter, do more than the product. oneDNN's has no gradient.
     """
     return (ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and type(layer) in (nn.Linear, nn.Conv2d)
-            and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
+            and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling())
 
 
 def onednn_product(layer: nn.Module, x: Tensor, then: str = "none") -> Tensor:

@@ -5,7 +5,6 @@ import torch
 
 from benchmarks.dense import DenseJodi, sample
 from jodi_core.domains import JointRoles
-from jodi_core.models import layers
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
 from jodi_core.sampling import flow_timesteps, guided, sample_flow_dpm
 
@@ -216,7 +215,8 @@ def test_c2_only_the_valid_prefix_of_the_text_matters(model, dense):
 def test_c2_the_published_interface_computes_keys_of_attended_tokens_only(model, dense):
     x, t, y, clean = inputs(model, rows=2)
     role, keys = torch.tensor([JOINT, CONTROL]), []
-    handle = model.blocks[0].cross_attn.k_norm.register_forward_pre_hook(lambda module, args: keys.append(args[0].shape[1]))
+    norm = model.blocks[0].cross_attn.k_norm
+    handle = norm.register_forward_pre_hook(lambda module, args: keys.append(args[0].shape[1]))
     found = model(x, t, y[:, None], role, prefix([4, 6]).long(), clean)
     handle.remove()
     assert keys == [6, 6]
@@ -375,33 +375,3 @@ def test_initial_weights_are_those_of_the_original():
         assert weights[name].std().item() == pytest.approx(deviation, rel=0.15), name
     assert weights["attention_y_norm.weight"].unique().item() == pytest.approx(0.01)
     assert weights["blocks.0.attn.q_norm.weight"].unique().item() == 1
-
-
-@pytest.mark.skipif(not layers.ONEDNN, reason="torch without oneDNN")
-@pytest.mark.parametrize("roles", [JOINT, PERCEIVE])
-def test_products_of_onednn_are_those_of_torch(monkeypatch, roles):
-    model = random_model(torch.float32)
-    x, t, y, clean = inputs(model, rows=1)
-    arguments = x, t, y[:, None], torch.tensor([roles]), None, clean
-    called, product = [], layers.onednn_product
-    monkeypatch.setattr(layers, "onednn_product", lambda *given: called.append(1) or product(*given))
-    with torch.no_grad():
-        found = model(*arguments)
-        assert len(called) > 8 * model.config.depth
-        monkeypatch.setattr(layers, "ONEDNN", False)
-        assert relative(found, model(*arguments)) < 2e-6
-
-
-def test_what_needs_gradients_or_is_no_plain_layer_takes_the_layer_itself(monkeypatch):
-    monkeypatch.setattr(layers, "onednn_product", None)
-    model = random_model(torch.float32)
-    x, t, y, clean = inputs(model, rows=1)
-    arguments = x, t, y[:, None], torch.tensor([JOINT]), None, clean
-    model(*arguments)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model(*arguments)
-
-    class HostLinear(torch.nn.Linear):
-        """As a host's, it casts its weight first."""
-    with torch.no_grad():
-        layers.linear(HostLinear(4, 4), torch.ones(2, 4))

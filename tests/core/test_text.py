@@ -67,7 +67,8 @@ def test_selected_positions_are_those_of_the_original(case):
 def test_instruction_prefix_is_the_published_one_to_the_byte():
     text = instruction_prefix()
     assert text.startswith("Given a user prompt") and text.endswith("User Prompt: ")
-    assert hashlib.sha256(text.encode()).hexdigest() == "62b9ab89eebb0ac5ee4d264bf96bf19d2b81f504bc3852500efeaf5a34d638b1"
+    found = hashlib.sha256(text.encode()).hexdigest()
+    assert found == "62b9ab89eebb0ac5ee4d264bf96bf19d2b81f504bc3852500efeaf5a34d638b1"
 
 
 @pytest.mark.parametrize("prefix", ["", PREFIX])

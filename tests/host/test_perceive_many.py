@@ -57,7 +57,8 @@ def frames(comfy, count: int) -> dict:
 def test_chunks_of_a_batch_are_the_batch(comfy):
     """With one noise for all, the size of the chunks does not matter."""
     loaded = frames(comfy, 5)
-    whole = run(comfy, perceive(same_noise=True) | loaded | {"pictures": node("ImageScaleBy", **loaded["all"]["inputs"])})
+    scaled = {"pictures": node("ImageScaleBy", **loaded["all"]["inputs"])}
+    whole = run(comfy, perceive(same_noise=True) | loaded | scaled)
     chunks = run(comfy, perceive(same_noise=True) | loaded | {
         "pictures": node("RebatchImages", images=link("all"), batch_size=2)})
     assert whole["albedo"].shape == chunks["albedo"].shape == (5, 128, 128, 3)

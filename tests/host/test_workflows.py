@@ -21,9 +21,9 @@ EVERYTHING = dict.fromkeys(JODI_DOMAINS, "generate")
 
 
 def with_seed(prompt: dict, seed: int) -> dict:
-    for node in prompt.values():
-        if node["class_type"] in ("JodiJointSampler", "KSampler"):
-            node["inputs"]["seed"] = seed
+    for part in prompt.values():
+        if part["class_type"] in ("JodiJointSampler", "KSampler"):
+            part["inputs"]["seed"] = seed
     return prompt
 
 

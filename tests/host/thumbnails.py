@@ -65,7 +65,8 @@ def seen_from_the_side(glb: bytes, size: int = 340, degrees: float = 28.0) -> Im
     parts = document["meshes"][0]["primitives"][0]["attributes"]
     points_N3, uvs_N2 = accessor(parts["POSITION"], 3), accessor(parts["TEXCOORD_0"], 2)
     texture = Image.open(io.BytesIO(base64.b64decode(document["images"][0]["uri"].partition(",")[2]))).convert("RGB")
-    pixels = np.asarray(texture)[(uvs_N2[:, 1] * texture.height).astype(int), (uvs_N2[:, 0] * texture.width).astype(int)]
+    rows, columns = (uvs_N2[:, 1] * texture.height).astype(int), (uvs_N2[:, 0] * texture.width).astype(int)
+    pixels = np.asarray(texture)[rows, columns]
     turn, centre_3 = np.radians(degrees), np.median(points_N3, axis=0)
     x, y, z = (points_N3 - centre_3).T
     turned_N3 = np.stack([x * np.cos(turn) + z * np.sin(turn), y, z * np.cos(turn) - x * np.sin(turn)], 1) + centre_3

@@ -9,7 +9,6 @@ from jodi_pack.jodi_core import weights
 from jodi_pack.jodi_core.convert import convert
 from jodi_pack.nodes.host.model import load_model
 from jodi_pack.nodes.host.text import load_clip
-from jodi_pack.nodes.host.vae import load_vae
 from jodi_pack.nodes.loader import CHECKPOINT, SAME_FILE, JodiLoader
 from jodi_pack.nodes.sampling import JodiJointSampler
 from nodes_fixtures import relative, switch, text

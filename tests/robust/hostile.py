@@ -10,8 +10,8 @@ SMALL = {"steps": 1, "size": (96, 160)}
 STRINGS = ("", " ", "../../../etc/passwd", "/etc/passwd", "..\\..\\secret", "C:\\secret", "\0", "\u202e\U0001f3e0" * 50,
            "a" * 20_000, "%s%n", "{{7*7}}", "generate", "condition", "edit", "nan", "checkpoints: ../x")
 NUMBERS = (-1, 0, -2**63, 2**63, 2**64, 2**200, 1e308, -1e308, math.nan, math.inf, -math.inf, 0.5)
-# A link to nowhere in an input that the host does not check (unknown ones, the choice of a dynamic combo) ends its worker
-# thread, with its own nodes too; so links of OTHERS go where it checks.
+# A link to nowhere in an input that the host does not check (unknown ones, the choice of a dynamic combo) ends its
+# worker thread, with its own nodes too; so links of OTHERS go where it checks.
 OTHERS = (None, True, [], {}, [[]], {"a": 1}, ["load"], ["load", 99], ["nowhere", 0], [0, 0], ["load", -1])
 # Numbers inside these inputs' ranges would be right, and slow.
 SLOW = ("steps", "width", "height", "batch_size", "resolution", "tile")
@@ -29,7 +29,8 @@ def chains() -> dict[str, dict]:
     perceive = joint_prompt({"image": "picture", "depth": "generate", "segmentation": "generate"}, steps=1) | picture
     perceive["decode"]["inputs"]["size"] = "like the given picture"
     edit = joint_prompt({"image": "generate", "depth": "generate"}, steps=1) | picture
-    edit["roles"]["inputs"] |= {"image": "edit", "image.image_picture": link("picture"), "image.image_mask": link("mask"),
+    edit["roles"]["inputs"] |= {"image": "edit", "image.image_picture": link("picture"),
+                                "image.image_mask": link("mask"),
                                 "depth": "condition for some steps", "depth.depth_picture": link("picture"),
                                 "depth.depth_start": 0.0, "depth.depth_end": 0.5, "fit": "pad"}
     edit.pop("depth")

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
-
-from toy_run import stored  # noqa: E402
+from toy_run import stored
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 PROGRAM = Path(__file__).parent / "toy_run.py"

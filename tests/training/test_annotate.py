@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from jodi_core.domains import JODI_DOMAINS
@@ -24,22 +23,14 @@ from training.samples import Samples, load_for_training
 from training.scene import sample_scene
 from training.world import render, write_dataset
 
-pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 ROOT = Path(__file__).resolve().parents[2]
 BINS = {0.6: (96, 160), 1.0: (128, 128), 1.67: (160, 96)}
 PICTURES = {"b.png": (128, 128), "a.jpg": (128, 128), "more/c.png": (160, 200), "wide.png": (100, 150),
             "d.png": (128, 128)}    # (height, width)
 SETTINGS = ("--model", "tiny", "--domains", "normal,depth", "--steps", "2", "--batch", "2", "--device", "cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As other processes run: sums in another order would not be the same bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def annotate(folder: Path, *options: str) -> int:

@@ -16,14 +16,15 @@ LINES = [{"step": 2, "loss": 0.5}, {"step": 2, "eval/loss": 0.25}, {"step": 4, "
 @pytest.fixture
 def config(tmp_path):
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    return TrainConfig(output=str(tmp_path), mode="lora", start=StartConfig(autoencoder="/home/me/secret/ae.safetensors"))
+    start = StartConfig(autoencoder=str(tmp_path / "secret" / "ae.safetensors"))
+    return TrainConfig(output=str(tmp_path), mode="lora", start=start)
 
 
 def test_a_card_says_what_it_is_and_how_to_use_it(config):
     text = card.card(config, "mine.safetensors", 4, merged=False)
     assert text.startswith("---\nbase_model: VIPL-GENUN/Jodi\n") and "models/loras" in text
     assert "| loss | 0.125 |" in text and "9" not in text.split("## Configuration")[0].replace("9.", "")
-    assert "/home/me" not in text and "ae.safetensors" in text, "nothing of the machine"
+    assert "secret" not in text and "ae.safetensors" in text, "nothing of the machine"
     settings = json.loads(text.split("```json")[1].split("```")[0])
     assert settings["mode"] == "lora" and settings["adapter"]["rank"] == 16
     assert "models/diffusion_models" in card.card(config, "mine.safetensors", 4, merged=True)

@@ -1,7 +1,6 @@
 """check-data: every fault is found, with its file; a whole folder has none; what report and sheet hold."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +13,8 @@ from training.check_data import check, evenly
 from training.config import EvaluationConfig, SetConfig, StartConfig
 from training.pack import pack
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
+from toy_folder import SCENES, change, config_of, cut, entry, file, paint, pixels, problems
 
-from toy_folder import (  # noqa: E402, F401
-    SCENES, change, config_of, cut, entry, file, folder, paint, pixels, problems, toy_set)
 
 # ---- nothing wrong ----------------------------------------------------------------------------------------------
 

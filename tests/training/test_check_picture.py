@@ -1,7 +1,6 @@
 """check-data on damaged and odd pictures: each is named with its file, and harmless ones are not."""
 
 import struct
-import sys
 import zlib
 from pathlib import Path
 
@@ -12,9 +11,7 @@ from PIL import Image
 from jodi_core.segmentation import PALETTE_12, PALETTE_150
 from training.check_data import check
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
-
-from toy_folder import change, config_of, cut, file, folder, paint, pixels, problems, toy_set  # noqa: E402, F401
+from toy_folder import change, config_of, cut, file, paint, pixels, problems
 
 
 def as_jpeg(path: Path) -> None:

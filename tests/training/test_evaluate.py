@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,12 @@ from training.parallel import Processes
 from training.tally import Tally, band
 from training.world import write_dataset
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
+from toy_run import evaluate_toys, toy_config, use_toy_parts
 
-from toy_run import evaluate_toys, toy_config, use_toy_parts  # noqa: E402
-
-pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 PROGRAM = Path(__file__).parent / "toy_run.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def lines(folder: Path) -> tuple[dict, dict]:
@@ -64,7 +54,8 @@ def test_numbers_before_during_and_after(alone):
     evaluated = lines(alone)[1]
     assert list(evaluated) == [0, 2, 4, 6]
     assert evaluated[6]["eval/loss"] < evaluated[0]["eval/loss"]
-    names = {"eval/joint", "eval/control", "eval/perceive", "eval/domain/image", "eval/domain/depth", "eval/domain/edge"}
+    names = {"eval/joint", "eval/control", "eval/perceive",
+             "eval/domain/image", "eval/domain/depth", "eval/domain/edge"}
     assert names < set(evaluated[0])
     tasks = [evaluated[4][f"eval/{task}"] for task in ("joint", "control", "perceive")]
     assert evaluated[4]["eval/loss"] == pytest.approx(sum(tasks) / 3, abs=1e-4)

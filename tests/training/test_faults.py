@@ -22,24 +22,14 @@ from training.order import BatchOrder
 from training.parallel import Processes
 from training.watch import SPEED
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
+from toy_run import SpoiltSource, ToySource, stored, toy_config, use_toy_parts
 
-from toy_run import SpoiltSource, ToySource, stored, toy_config, use_toy_parts  # noqa: E402
-
-pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 PROGRAM = Path(__file__).parent / "toy_run.py"
 SKIP = FaultsConfig(on_nan="skip")
 WORKERS = SpeedConfig(device="cpu", precision="float32", workers=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """From the first run on: sums in another order would not be the same bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

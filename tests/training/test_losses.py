@@ -35,8 +35,9 @@ def recorded_batch(model, recorded, dropped=False):
     sigma_B = shifted_sigmas(NUMBERS["flow_shift"])[recorded["timestep_index"]]
     batch = Batch(x0, torch.ones(x0.shape[0], 8, dtype=torch.bool), recorded["y"].flatten(0, 1),
                   recorded["mask"].flatten(1).bool())
+    rows = zip(recorded["role"].tolist(), sigma_B, recorded["model_t"], noise)
     return batch, [Question("", JointRoles(model.config.domains, role), float(sigma), float(time), dropped, row_noise)
-                   for role, sigma, time, row_noise in zip(recorded["role"].tolist(), sigma_B, recorded["model_t"], noise)]
+                   for role, sigma, time, row_noise in rows]
 
 
 def evaluate(model, recorded, weight=None, config=LossConfig(), **changes):

@@ -1,8 +1,6 @@
 """What is trained: low-rank changes, new domains; starts from Sana; memory and time savings that change nothing."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +18,7 @@ from training.model import make_model
 from training.parallel import Processes
 from training.sana import load_sana
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
-
-from toy_run import MODEL, FakeText, ToySource, toy_config, use_toy_parts  # noqa: E402
+from toy_run import MODEL, FakeText, ToySource, toy_config, use_toy_parts
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]

@@ -13,22 +13,12 @@ from training import run
 from training.config import SpeedConfig
 from training.parallel import Processes
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
+from toy_run import OPTIMIZERS, stored, toy_config, use_toy_parts
 
-from toy_run import OPTIMIZERS, stored, toy_config, use_toy_parts  # noqa: E402
-
-pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 PROGRAM = Path(__file__).parent / "toy_run.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the program runs: sums in another order would not be the same bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

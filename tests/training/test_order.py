@@ -1,6 +1,5 @@
 """Which samples a step reads, and how a batch is shared out."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,7 @@ from training.data import MicroBatches
 from training.order import BatchOrder
 from training.parallel import Processes
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
-
-from toy_run import MODEL, SQUARE, ToySource, toy_config  # noqa: E402
+from toy_run import MODEL, SQUARE, ToySource, toy_config
 
 BINS = torch.tensor([0] * 50 + [1] * 9 + [7] * 3)
 

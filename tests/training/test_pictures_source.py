@@ -49,7 +49,8 @@ def encoders():
 
 def config_of(folder: Path, **data) -> TrainConfig:
     return TrainConfig(
-        output=str(folder / "run"), steps=4, batch=2, micro_batch=2, mode="lora", adapter=AdapterConfig(rank=2, alpha=2.0),
+        output=str(folder / "run"), steps=4, batch=2, micro_batch=2, mode="lora",
+        adapter=AdapterConfig(rank=2, alpha=2.0),
         start=StartConfig(weights="tiny", autoencoder="tiny", text_encoder="tiny"), optim=OptimConfig(warmup=1),
         data=DataConfig(**{"sets": (SetConfig(path=str(folder)),), "cache": str(folder / "cache")} | data),
         speed=SpeedConfig(device="cpu", precision="float32"), save=SaveConfig(every=2), watch=WatchConfig(every=1,
@@ -62,7 +63,8 @@ def with_other_weights(kind: str, file: Path) -> Encoders:
         tensors, metadata = {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata()
     next(value for value in tensors.values() if value.is_floating_point())[0] += 0.1
     save_file(tensors, file, metadata)
-    return Encoders(StartConfig(**{"autoencoder": "tiny", "text_encoder": "tiny", kind: str(file)}), torch.device("cpu"))
+    parts = {"autoencoder": "tiny", "text_encoder": "tiny", kind: str(file)}
+    return Encoders(StartConfig(**parts), torch.device("cpu"))
 
 
 def open_source(folder: Path, encoders, **data) -> PictureSource:
@@ -190,7 +192,8 @@ def test_without_a_cache_it_is_the_same(folder, encoders):
 def test_a_store_reads_what_all_processes_wrote(tmp_path):
     for rank in range(3):
         Store(tmp_path, rank).put({f"key{rank}": torch.full((2, 3), float(rank))})
-    assert all(torch.equal(Store(tmp_path).get(f"key{rank}"), torch.full((2, 3), float(rank)).half()) for rank in range(3))
+    for rank in range(3):
+        assert torch.equal(Store(tmp_path).get(f"key{rank}"), torch.full((2, 3), float(rank)).half())
     assert Store(tmp_path).get("other") is None and Store(tmp_path).has("key1")
 
 
@@ -224,7 +227,8 @@ def test_the_cache_command_counts_them(folder, encoders):
 
 
 @pytest.mark.parametrize("text, message", [
-    ('{"image": "a.png", "info": {"height": 3}}', "line 1: no object with info.height"), ('{"image": "a.p', "cut short"),
+    ('{"image": "a.png", "info": {"height": 3}}', "line 1: no object with info.height"),
+    ('{"image": "a.p', "cut short"),
     ('{"info": {"height": 0, "width": 4}}', "a picture of 4x0 pixels")])
 def test_bad_metadata(tmp_path, text, message):
     (tmp_path / "metadata.jsonl").write_text(text + "\n")

@@ -17,23 +17,13 @@ from training.config import OptimConfig, SaveConfig, build, load_config, to_dict
 from training.parallel import Processes
 from training.watch import SPEED
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
+from toy_run import MODEL, FakeText, toy_config, use_toy_parts
 
-from toy_run import MODEL, FakeText, toy_config, use_toy_parts  # noqa: E402
-
-pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
+pytestmark = [pytest.mark.usefixtures("one_thread"),
+              pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).parent / "toy_run.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As the program runs: sums in another order would not be the same bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
@@ -292,7 +282,8 @@ def test_the_command_line(tmp_path, monkeypatch):
     for command in (["train"], ["export"], ["export", "--output", "x", "--merged"], ["cache"], ["bundle"]):
         cli.main([command[0], str(tmp_path / "run.toml"), "steps=2", *command[1:]])
     one = Processes()
-    assert calls == [("train", one), ("export", Path("there/full.safetensors"), False, False), ("export", Path("x"), True, False),
+    assert calls == [("train", one), ("export", Path("there/full.safetensors"), False, False),
+                     ("export", Path("x"), True, False),
                      ("prepare", one), ("make_bundle", Path("there/bundle"), one)]
 
 

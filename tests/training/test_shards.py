@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,7 @@ from training.shard_index import Index, make_index
 from training.shards import ShardSet, expand
 from training.world import write_dataset
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
-
-from toy_run import MODEL, FakeText, toy_config  # noqa: E402
+from toy_run import MODEL, FakeText, toy_config
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]

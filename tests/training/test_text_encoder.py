@@ -102,4 +102,5 @@ def test_batches_are_cut_and_padded_together(encoder):
     tokens_BN, lengths_B, classes_BN2F = labelled_batch(range(6), encoder.tokenizer.encode)
     assert tokens_BN.shape == (6, int(lengths_B.max())) and classes_BN2F.shape == (*tokens_BN.shape, 2, len(FACTS))
     shortest = int(lengths_B.argmin())
-    assert not tokens_BN[shortest, lengths_B[shortest]:].any() and not classes_BN2F[shortest, lengths_B[shortest]:].any()
+    padding = slice(lengths_B[shortest], None)
+    assert not tokens_BN[shortest, padding].any() and not classes_BN2F[shortest, padding].any()

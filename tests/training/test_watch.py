@@ -19,9 +19,7 @@ from training.progress import Progress
 from training.tally import Tally, band, means_of
 from training.watch import SPEED, Watcher
 
-sys.path.insert(0, str(Path(__file__).parent))    # for the modules beside the tests
-
-from toy_run import toy_config, use_toy_parts  # noqa: E402
+from toy_run import toy_config, use_toy_parts
 
 pytestmark = [pytest.mark.filterwarnings("ignore:Mismatch dtype"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]

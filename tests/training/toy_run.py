@@ -15,7 +15,7 @@ import torch.distributed.checkpoint as dcp
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from jodi_core.models.jodi import JodiConfig  # noqa: E402
-from training import checkpoint, model, run  # noqa: E402
+from training import checkpoint, run  # noqa: E402
 from training.config import (EvaluationConfig, FaultsConfig, OptimConfig, SaveConfig, SetConfig,  # noqa: E402
                              SpeedConfig, StartConfig, TrainConfig, WatchConfig)
 from training.data import Item  # noqa: E402
