@@ -1,6 +1,7 @@
 """One process or many: where this one computes, and how the model is spread over all of them."""
 
 import os
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,6 +39,9 @@ class Processes:
     def close(self) -> None:
         if self.world > 1:
             dist.destroy_process_group()
+            # torch's caches of sharded operations keep the group's threads alive. One that lets go of its last tensor
+            # needs the interpreter, and one that asks an ending interpreter for it aborts the process.
+            time.sleep(0.5)
 
     def wait(self) -> None:
         if self.world > 1:
