@@ -24,6 +24,8 @@ JODI_CORE = {
     "metrics.py": ("segmentation",),
     "labels.py": ("pictures", "segmentation"), "geometry.py": ("pictures",),
     "models/*": ("domains", "models.*"),
+    "jointnet/*": ("domains", "jointnet.*"),
+    "dual_diffusion/*": ("models.layers", "dual_diffusion.*"),
     "weights.py": ("files", "text", "models.*"),
     "convert.py": ("files", "weights"), "published.py": ("files", "weights", "convert"),
     "verify*.py": ("*",),
@@ -136,7 +138,8 @@ def test_files_and_functions_stay_readable():
     ("import jodi_core", LIGHT),
     ("import pack", LIGHT),
     # What the nodes import, beside torch and pictures, which the host has loaded long before.
-    ("import jodi_core.models.jodi, jodi_core.models.dcae, jodi_core.sampling, jodi_core.domains, jodi_core.weights",
+    ("import jodi_core.models.jodi, jodi_core.models.dcae, jodi_core.sampling, jodi_core.domains, jodi_core.weights, "
+     "jodi_core.jointnet.network",
      {"transformers", "diffusers", "huggingface_hub", "sentencepiece"}),
 ])
 def test_an_import_brings_nothing_heavy(statement, heavy, tmp_path):

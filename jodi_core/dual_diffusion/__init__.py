@@ -1,0 +1,9 @@
+"""Dual Diffusion (D-DiT): pictures from text, and text from pictures, by one network (arXiv 2501.00289).
+
+`config`, `network`   the transformer with two heads
+`text`                tokens: vocabulary, layouts, the T5 encoder
+`text_sampling`       masked text diffusion;  `picture_sampling`: the flow of a picture
+`losses`              what both are trained with, and the score of a text
+`pictures`            how a picture comes to the network
+`weights`             published folders and single files;  `pipeline`: the whole way in one call
+"""

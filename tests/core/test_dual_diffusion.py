@@ -1,0 +1,107 @@
+"""The Dual Diffusion transformer: its published layout, its two heads, and what it leaves out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jodi_core.dual_diffusion.config import PUBLISHED, DualDiffusionConfig
+from jodi_core.dual_diffusion.network import DualDiffusionTransformer
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "dual_diffusion"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights(golden):
+    return {name.removeprefix("transformer."): value.float() for name, value in golden.items()
+            if name.startswith("transformer.")}
+
+
+@pytest.fixture(scope="module")
+def network(weights):
+    values = json.loads((GOLDEN / "golden.json").read_text())
+    network = DualDiffusionTransformer(DualDiffusionConfig.from_dict(values["transformer_config"]))
+    network.load_state_dict(weights, strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def test_published_layout():
+    """Names, shapes and counts of spec 2.3."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in
+              DualDiffusionTransformer(PUBLISHED, device="meta").state_dict().items()}
+    assert len(shapes) == 688
+    assert shapes["pos_embed.pos_embed"] == (1, 36864, 1536) and shapes["null_image_embd"] == (1, 8, 1536)
+    assert shapes["transformer_blocks.23.norm1_context.linear.weight"] == (9216, 1536)
+    assert shapes["transformer_blocks.23.ff_context.net.0.proj.weight"] == (6144, 1536)
+    assert shapes["time_text_embed.timestep_embedder.linear_1.weight"] == (1536, 256)
+    assert shapes["text_proj_out.weight"] == (32100, 1536) and shapes["image_proj_out.bias"] == (64,)
+    del shapes["pos_embed.pos_embed"]
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 2_102_856_100
+    assert DualDiffusionConfig.from_state_dict(shapes | {"pos_embed.pos_embed": (1, 36864, 1536)}) == PUBLISHED
+
+
+def test_configuration_of_a_folder():
+    values = {"_class_name": "SD3JointModelFlexible", "vocab_size": 80, "out_channels": None, "in_channels": 4,
+              "qk_norm": None, "dual_attention_layers": [], "pooled_projection_dim": 32}
+    assert DualDiffusionConfig.from_dict(values) == DualDiffusionConfig(vocab_size=80, in_channels=4, out_channels=4)
+    with pytest.raises(ValueError, match="no vocab_size.*Stable Diffusion 3"):
+        DualDiffusionConfig.from_dict({"num_layers": 24})
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"caption_projection_dim": 1536}, "1536 must be num_attention_heads x attention_head_dim = 18 x 64 = 1152"),
+    ({"num_layers": 0}, "num_layers must be a whole number of at least 1"),
+    ({"num_attention_heads": 1, "attention_head_dim": 6, "caption_projection_dim": 6}, "6 is not divisible by 4"),
+    ({"sample_size": 7}, "sample_size 7 is not divisible by patch_size 2"),
+])
+def test_sizes_that_cannot_be(values, message):
+    with pytest.raises(ValueError, match=message):
+        DualDiffusionConfig(vocab_size=80, **values)
+
+
+def test_position_table_can_be_rebuilt(network, weights):
+    fresh = DualDiffusionTransformer(network.config)
+    fresh.init_weights()
+    torch.testing.assert_close(fresh.pos_embed.pos_embed, weights["pos_embed.pos_embed"], atol=1e-6, rtol=0)
+
+
+def test_image_head_alone(network, golden):
+    """`velocity` leaves out the text head and most of the last block; a text of two branches shares the picture."""
+    latents, states, t = (golden[f"forward.0.{name}"] for name in ("latents", "encoder_hidden_states", "timestep"))
+    text = torch.cat([network.embed_text(states), network.embed_text(states.flip(1))])
+    expected = torch.cat([network(latents, states, t)[0], network(latents, states.flip(1), t)[0]])
+    torch.testing.assert_close(network.velocity(latents, text, t), expected, atol=5e-5, rtol=0)
+    one_time = network.velocity(latents, text[:2], t[:1])
+    torch.testing.assert_close(one_time, network(latents, states, t[:1].expand(2))[0], atol=5e-5, rtol=0)
+
+
+def test_text_head_alone(network, golden):
+    """`text_logits` at the asked places is what the whole network says there."""
+    latents, states = golden["forward.0.latents"], golden["forward.0.encoder_hidden_states"]
+    places = torch.rand(states.shape[:2], generator=torch.Generator().manual_seed(0)) < 0.4
+    logits = network(latents, states, torch.zeros(2))[1]
+    seen = network.look(latents)
+    torch.testing.assert_close(network.text_logits(seen, states, places), logits[places], atol=5e-5, rtol=0)
+    second = network.text_logits(seen.rows(torch.tensor([1])), states[1:], places[1:])
+    torch.testing.assert_close(second, logits[1][places[1]], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(5, 4), (4, 26)])
+def test_latents_that_cannot_be(network, golden, size):
+    with pytest.raises(ValueError, match="must be divisible by 2 and at most 24"):
+        network.look(torch.zeros(1, 16, *size))
+
+
+def test_golden_forward(network, golden):
+    for case in range(3):
+        image, logits = network(golden.get(f"forward.{case}.latents"), golden[f"forward.{case}.encoder_hidden_states"],
+                                golden[f"forward.{case}.timestep"])
+        torch.testing.assert_close(image, golden[f"forward.{case}.image_out"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits, golden[f"forward.{case}.text_logits"], atol=1e-4, rtol=0)
