@@ -27,6 +27,7 @@ TORCH = "torch==2.13.0"
 COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 NOT_NEEDED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs")
 TEST_TOOLS = ("pytest>=8",)
+STANDALONE = ("diffusers==0.42.1",)  # of JointNet without ComfyUI
 TRAINING = ("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboard==2.21.0", "ray[data]==2.60.0")  # of the trainer
 
 # Where torch has no CUDA, torchvision's compiled half (linked against CUDA) does not load.  Its Python half then only
@@ -118,7 +119,7 @@ def install(python: Path, folder: Path) -> None:
 
 
 def install_for_tests(python: Path, folder: Path) -> None:
-    pip(python, "install", "-c", str(folder / "constraints.txt"), *TEST_TOOLS, *TRAINING)
+    pip(python, "install", "-c", str(folder / "constraints.txt"), *TEST_TOOLS, *STANDALONE, *TRAINING)
     download_comfyui(python, folder, *OLDER_ARCHIVE, folder / "older")
 
 
