@@ -7,6 +7,7 @@ joint latent, which are generated) follows from it.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 
@@ -119,6 +120,18 @@ class JointRoles:
     def keep_active(self, full_BCLHW: torch.Tensor) -> torch.Tensor:
         """(B, C, L, h, w) over all domains of the model -> (B, C, D, h, w) over the active ones."""
         return full_BCLHW[:, :, list(self.active)]
+
+
+class JointConfig(Protocol):
+    """What applications and hosts ask of the configuration of a model, whichever family it is of."""
+
+    domains: tuple[str, ...]                   # the picture first
+    in_channels: int                           # of the latent of one domain
+    latent_scale: float                        # of what the autoencoder makes, before the network sees it
+    caption_channels: int                      # width of the text features
+    patch_size: int                            # sizes are multiples of so many latent cells
+    input_size: int                            # latent cells per side of the square that it was trained on
+    bins: dict[float, tuple[int, int]]         # height / width -> (height, width) in pixels that suit it
 
 
 def nearest_bin(height: int, width: int, bins=JODI_BINS) -> tuple[int, int]:

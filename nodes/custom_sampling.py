@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from .host.sampling import FlowDPM, JointNoise, model_sigmas
+from .host.sampling import JointNoise, Published, model_sigmas
 
 SAME_SCENE, LIKE_STOCK, SAME_FRAME = NOISE_KINDS = (
     "same for every role choice", "like the stock node", "same for every picture too")
@@ -25,7 +25,7 @@ class JodiSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(FlowDPM())
+        return io.NodeOutput(Published())
 
 
 class JodiSigmas(io.ComfyNode):

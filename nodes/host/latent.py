@@ -7,15 +7,14 @@ import torch
 import torch.nn.functional as F
 from comfy.latent_formats import LatentFormat
 
-from ...jodi_core.domains import nearest_bin
-from ...jodi_core.models.jodi import JodiConfig
+from ...jodi_core.domains import JointConfig, nearest_bin
 
 
-class JodiLatent(LatentFormat):
+class JointLatent(LatentFormat):
     latent_dimensions = 3
     temporal_downscale_ratio = 1
 
-    def __init__(self, config: JodiConfig):
+    def __init__(self, config: JointConfig):
         self.latent_channels = config.in_channels
         self.scale_factor = config.latent_scale
         # So that the host's empty latents, made for 8 pixels per cell, are brought to the right size.

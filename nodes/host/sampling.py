@@ -12,6 +12,14 @@ from .. import joint
 from .version import require
 
 
+class Published(comfy.samplers.Sampler):
+    """SAMPLER: the published one of the model that it is used with; FlowDPM for models that are not joint ones."""
+
+    def sample(self, model_wrap, *args, **kwargs):
+        of_family = getattr(model_wrap.inner_model, "published_sampler", FlowDPM)
+        return of_family().sample(model_wrap, *args, **kwargs)
+
+
 class FlowDPM(comfy.samplers.KSAMPLER):
     """DPM-Solver++(2M) as published. Unlike the host's dpmpp_2m its last step is of first order, as is its first."""
 
@@ -63,10 +71,14 @@ class JointNoise:
         return reference_noise(samples.shape, roles, self.seed, self.rows_alike)
 
 
-def model_sigmas(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
-    """The published grid (steps + 1,) down to 0 with the shift of MODEL; denoise below 1: the end of a longer one."""
-    shift = model.get_model_object("model_sampling").shift
+def flow_grid(shift: float, steps: int, denoise: float = 1.0) -> torch.Tensor:
+    """The published grid of a flow (steps + 1,), down to 0; denoise below 1: the end of a longer one."""
     return flow_timesteps(max(steps, int(steps / denoise)), shift)[-(steps + 1):].float()
+
+
+def model_sigmas(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
+    """The published grid (steps + 1,) of a MODEL, with what patches made of its time; denoise: as for `flow_grid`."""
+    return model.model.published_sigmas(model.get_model_object("model_sampling"), steps, denoise)
 
 
 def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int, guidance: float,
@@ -85,7 +97,7 @@ def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int,
         raise ValueError("the conditioning has other roles than the latent: take positive, negative and latent from "
                          "the same Jodi Role Switch")
     return comfy.sample.sample_custom(
-        model, reference_noise(samples.shape, roles, seed, rows_alike), guidance, FlowDPM(),
+        model, reference_noise(samples.shape, roles, seed, rows_alike), guidance, model.model.published_sampler(),
         model_sigmas(model, steps, denoise), positive, negative, samples,
         noise_mask=latent.get("noise_mask"), callback=latent_preview.prepare_callback(model, steps),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)

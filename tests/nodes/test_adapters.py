@@ -195,10 +195,10 @@ def test_fp8_storage(tiny_files, loaded):
 def test_preview_shows_every_domain_in_its_colours(loaded):
     """One picture of all domains, in colours fitted to the autoencoder, through the host's own previewer."""
     from comfy.cli_args import LatentPreviewMethod, args
-    from jodi_pack.nodes.host.latent import JodiLatent, lay_out_domains
+    from jodi_pack.nodes.host.latent import JointLatent, lay_out_domains
     from latent_preview import get_previewer
     model, _, vae = loaded
-    latent_format = JodiLatent(model.model.diffusion_model.config)
+    latent_format = JointLatent(model.model.diffusion_model.config)
     latent_format.preview_with(vae)
     x0 = torch.arange(7.0).reshape(1, 1, 7, 1, 1).expand(1, 8, 7, 2, 3)
     layout = lay_out_domains(x0)[0, 0]
