@@ -33,6 +33,9 @@ class JointNetConfig:
     linear_projection  attention is entered through linear layers (otherwise 1x1 convolutions)
     masked_input       the inpaint variant: masks and known latents are inputs, too (spec 1.4)
     sample_size        latent cells per side that it was trained on
+    in_channels, latent_factor, latent_scale
+                       of the autoencoder: channels of a latent, pixels per latent cell and side, and what latents are
+                       multiplied by before the network sees them
     """
 
     domains: tuple[str, ...] = ("image", "depth")
@@ -45,6 +48,9 @@ class JointNetConfig:
     linear_projection: bool = True
     masked_input: bool = False
     sample_size: int = 64
+    in_channels: int = LATENT_CHANNELS
+    latent_factor: int = LATENT_FACTOR
+    latent_scale: float = LATENT_SCALE
 
     def __post_init__(self):
         for name in ("domains", "channels", "attention", "heads"):
@@ -58,9 +64,10 @@ class JointNetConfig:
             if width < 1 or heads < 1 or width % self.norm_groups or width % heads:
                 raise ValueError(f"{width} channels must be divisible by {self.norm_groups} norm groups and by "
                                  f"{heads} heads")
-        if min(self.layers, self.text_width, self.sample_size) < 1:
-            raise ValueError(f"layers {self.layers}, text width {self.text_width} and sample size {self.sample_size} "
-                             "must be at least 1")
+        counts = self.layers, self.text_width, self.sample_size, self.in_channels, self.latent_factor
+        if min(counts) < 1 or self.latent_scale <= 0:
+            raise ValueError("layers {}, text width {}, sample size {}, latent channels {} and factor {} must be at "
+                             "least 1 and the latent scale {} above 0".format(*counts, self.latent_scale))
 
     @property
     def skip_channels(self) -> tuple[int, ...]:
@@ -69,6 +76,28 @@ class JointNetConfig:
         for level, width in enumerate(self.channels):
             found += [width] * (self.layers + (level < len(self.channels) - 1))
         return tuple(found)
+
+    # What every joint model tells of itself (`domains.JointConfig`).
+
+    @property
+    def caption_channels(self) -> int:
+        return self.text_width
+
+    @property
+    def input_size(self) -> int:
+        return self.sample_size
+
+    @property
+    def patch_size(self) -> int:
+        return 1
+
+    @property
+    def bins(self) -> dict[float, tuple[int, int]]:
+        """Sizes from twice as wide to twice as high as the square, of about its area, that all levels divide."""
+        unit, side = 2 ** (len(self.channels) - 1), self.sample_size
+        flat = [(height, round(side * side / height / unit) * unit) for height in range(unit, side + 1, unit)]
+        sizes = sorted({pair for size in flat if size[1] <= 2 * size[0] for pair in (size, size[::-1])})
+        return {height / width: (height * self.latent_factor, width * self.latent_factor) for height, width in sizes}
 
     @classmethod
     def from_published(cls, values: dict, masked_input: bool, **ours) -> "JointNetConfig":
@@ -110,11 +139,13 @@ class JointNetConfig:
         return cls(channels=channels, attention=attention, heads=[max(1, width // 64) for width in channels],
                    layers=layers, linear_projection=len(shapes[f"{first}.attentions.0.proj_in.weight"]) == 2,
                    text_width=shapes[f"{first}.attentions.0.transformer_blocks.0.attn2.to_k.weight"][1],
-                   masked_input="jointnet_masked_latent_conv.weight" in shapes, **ours)
+                   masked_input="jointnet_masked_latent_conv.weight" in shapes,
+                   **{"in_channels": shapes["conv_in.weight"][1]} | ours)
 
     def unet_settings(self) -> dict:
         """Arguments of a `diffusers.UNet2DConditionModel`."""
         return {name: value for name, value in _COMMON.items()} | {
+            "in_channels": self.in_channels, "out_channels": self.in_channels,
             "sample_size": self.sample_size, "block_out_channels": self.channels, "layers_per_block": self.layers,
             "attention_head_dim": self.heads, "cross_attention_dim": self.text_width,
             "norm_num_groups": self.norm_groups, "use_linear_projection": self.linear_projection,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..domains import JointRoles
-from .config import LATENT_CHANNELS, JointNetConfig
+from .config import JointNetConfig
 
 
 class Branch(Protocol):
@@ -30,7 +30,7 @@ class Branch(Protocol):
         """
 
     def decode(self, skips: list[Tensor], middle: Tensor, temb: Tensor, text: Any) -> Tensor:
-        """(B, 4, h, w) predicted noise."""
+        """(B, C, h, w) predicted noise."""
 
 
 class JointNet(nn.Module):
@@ -72,27 +72,33 @@ class JointNet(nn.Module):
         An ignored domain leaves the other branch alone, without any exchange. That was not trained.
         ValueError if the latent does not fit the roles.
         """
-        roles.check_latent(x_BCDHW)
-        branches, text = [self.branches[i] for i in roles.active], [text[i] for i in roles.active]
-        x = x_BCDHW.unbind(2)
-        temb = [branch.embed_time(t_B, x_BCDHW.dtype) for branch in branches]
-        if len(branches) == 1:
-            skips, middle = branches[0].encode(x[0], temb[0], text[0], None)
-            return branches[0].decode(skips, middle, temb[0], text[0])[:, :, None]
-        if self.config.masked_input:
-            known_BCDHW = nothing_known(x_BCDHW) if known_BCDHW is None else known_BCDHW.to(x_BCDHW)
-            known = known_BCDHW.expand(len(x_BCDHW), -1, -1, -1, -1).unbind(2)
-        encoded = []
-        for own, other in ((0, 1), (1, 0)):
-            added = branches[own].jointnet_rgb_in_trans(x[other])
-            if self.config.masked_input:
-                added = added + branches[own].jointnet_masked_latent_conv(torch.cat([known[own], known[other]], dim=1))
-            encoded.append(branches[own].encode(x[own], temb[own], text[own], added))
-        noise_BCDHW = torch.zeros_like(x_BCDHW)
-        for own in roles.generated_slots:
-            skips, middle = receive(branches[1 - own], *encoded[own], *encoded[1 - own])
-            noise_BCDHW[:, :, own] = branches[own].decode(skips, middle, temb[own], text[own])
-        return noise_BCDHW
+        return predict_noise(self.branches, self.config.masked_input, x_BCDHW, t_B, text, roles, known_BCDHW)
+
+
+def predict_noise(branches: tuple[Branch, Branch], masked_input: bool, x_BCDHW: Tensor, t_B: Tensor, text: tuple,
+                  roles: JointRoles, known_BCDHW: Tensor | None = None) -> Tensor:
+    """`JointNet.forward` over branches that somebody else keeps, in the order of the domains."""
+    roles.check_latent(x_BCDHW)
+    branches, text = [branches[i] for i in roles.active], [text[i] for i in roles.active]
+    x = x_BCDHW.unbind(2)
+    temb = [branch.embed_time(t_B, x_BCDHW.dtype) for branch in branches]
+    if len(branches) == 1:
+        skips, middle = branches[0].encode(x[0], temb[0], text[0], None)
+        return branches[0].decode(skips, middle, temb[0], text[0])[:, :, None]
+    if masked_input:
+        known_BCDHW = nothing_known(x_BCDHW) if known_BCDHW is None else known_BCDHW.to(x_BCDHW)
+        known = known_BCDHW.expand(len(x_BCDHW), -1, -1, -1, -1).unbind(2)
+    encoded = []
+    for own, other in ((0, 1), (1, 0)):
+        added = branches[own].jointnet_rgb_in_trans(x[other])
+        if masked_input:
+            added = added + branches[own].jointnet_masked_latent_conv(torch.cat([known[own], known[other]], dim=1))
+        encoded.append(branches[own].encode(x[own], temb[own], text[own], added))
+    noise_BCDHW = torch.zeros_like(x_BCDHW)
+    for own in roles.generated_slots:
+        skips, middle = receive(branches[1 - own], *encoded[own], *encoded[1 - own])
+        noise_BCDHW[:, :, own] = branches[own].decode(skips, middle, temb[own], text[own])
+    return noise_BCDHW
 
 
 def receive(sender: nn.Module, skips: list[Tensor], middle: Tensor, sent_skips: list[Tensor],
@@ -106,12 +112,13 @@ def add_exchange(branch: nn.Module, config: JointNetConfig, operations=nn, *, de
     """Gives a U-Net the layers of spec 1.5, at zero, which leave it as it was until they are trained or loaded."""
     where = {"device": device, "dtype": dtype}
     first, last = config.channels[0], config.channels[-1]
-    branch.jointnet_rgb_in_trans = operations.Conv2d(LATENT_CHANNELS, first, 3, padding=1, **where)
+    branch.jointnet_rgb_in_trans = operations.Conv2d(config.in_channels, first, 3, padding=1, **where)
     branch.jointnet_down_blocks = nn.ModuleList(operations.Conv2d(width, width, 1, **where)
                                                 for width in config.skip_channels)
     branch.jointnet_mid_block = operations.Conv2d(last, last, 1, **where)
     if config.masked_input:
-        branch.jointnet_masked_latent_conv = operations.Conv2d(2 * (1 + LATENT_CHANNELS), first, 3, padding=1, **where)
+        known = 2 * (1 + config.in_channels)
+        branch.jointnet_masked_latent_conv = operations.Conv2d(known, first, 3, padding=1, **where)
     for name, parameter in branch.named_parameters():
         if name.startswith("jointnet_") and not parameter.is_meta:
             nn.init.zeros_(parameter)
