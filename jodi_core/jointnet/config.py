@@ -95,8 +95,8 @@ class JointNetConfig:
     def bins(self) -> dict[float, tuple[int, int]]:
         """Sizes from twice as wide to twice as high as the square, of about its area, that all levels divide."""
         unit, side = 2 ** (len(self.channels) - 1), self.sample_size
-        flat = [(height, round(side * side / height / unit) * unit) for height in range(unit, side + 1, unit)]
-        sizes = sorted({pair for size in flat if size[1] <= 2 * size[0] for pair in (size, size[::-1])})
+        flat = [(height, round(side * side / height / unit) * unit) for height in range(unit, side, unit)]
+        sizes = sorted({pair for size in (*flat, (side, side)) if size[1] <= 2 * size[0] for pair in (size, size[::-1])})
         return {height / width: (height * self.latent_factor, width * self.latent_factor) for height, width in sizes}
 
     @classmethod
