@@ -96,7 +96,8 @@ class JointNetConfig:
         """Sizes from twice as wide to twice as high as the square, of about its area, that all levels divide."""
         unit, side = 2 ** (len(self.channels) - 1), self.sample_size
         flat = [(height, round(side * side / height / unit) * unit) for height in range(unit, side, unit)]
-        sizes = sorted({pair for size in (*flat, (side, side)) if size[1] <= 2 * size[0] for pair in (size, size[::-1])})
+        near = [size for size in (*flat, (side, side)) if size[1] <= 2 * size[0]]
+        sizes = sorted({pair for size in near for pair in (size, size[::-1])})
         return {height / width: (height * self.latent_factor, width * self.latent_factor) for height, width in sizes}
 
     @classmethod
