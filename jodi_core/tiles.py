@@ -155,3 +155,9 @@ def by_windows(evaluate: Callable[[tuple], Tensor], x: Tensor, size: tuple[int, 
     weight_hw = window_weight(height, overlap[0])[:, None] * window_weight(width, overlap[1])
     return merge(evaluate, x, [Window((..., slice(row, row + height), slice(column, column + width)), weight_hw)
                                for row in rows for column in columns])
+
+
+def seam(picture_BCHW: Tensor) -> float:
+    """The mean step from the last column to the first, over that between neighbouring columns: about 1 if closed."""
+    steps_BCHW = (picture_BCHW - picture_BCHW.roll(1, -1)).abs()
+    return float(steps_BCHW[..., 0].mean() / steps_BCHW[..., 1:].mean())

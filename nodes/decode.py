@@ -16,11 +16,25 @@ VAE = {"tooltip": "From Jodi Loader."}
 SIZE = {"options": list(SIZES), "default": AS_GENERATED, "optional": True, "tooltip":
         f"'{LIKE_GIVEN}': scaled back to the first given picture and laid over it pixel for pixel; padding is cut "
         "off, and what was cropped away is black."}
+CIRCULAR = {"default": False, "optional": True, "tooltip":
+            "The right edge goes on at the left one: decoded without a seam. For what Jodi Tiles made with 'circular'."}
+TILE = {"default": 0, "min": 0, "max": 8192, "step": 16, "optional": True, "tooltip":
+        "Decodes in overlapping tiles of so many pixels a side, for large pictures; 0: as a whole."}
+WRAPPED = 8    # cells of the opposite side that a circular picture is decoded with, at least 256 pixels of DC-AE
 
 
-def decode_labels(vae, samples_BCDHW: torch.Tensor, roles, slots, fit: Fit | None) -> dict[str, torch.Tensor]:
+def decode_pixels(vae, samples_BCDhw: torch.Tensor, circular: bool, tile: int) -> torch.Tensor:
+    """(B, D, H, W, 3) in [0, 1]. tile: pixels, of which a quarter is shared; 0: in one piece."""
+    factor, wrapped = vae.spacial_compression_decode(), min(WRAPPED, samples_BCDhw.shape[-1]) if circular else 0
+    if wrapped:
+        samples_BCDhw = torch.cat([samples_BCDhw[..., -wrapped:], samples_BCDhw, samples_BCDhw[..., :wrapped]], dim=-1)
+    cells = max(4, tile // factor)
+    decoded_BDHW3 = vae.decode_tiled(samples_BCDhw, cells, cells, cells // 4) if tile else vae.decode(samples_BCDhw)
+    return decoded_BDHW3[..., wrapped * factor:decoded_BDHW3.shape[-2] - wrapped * factor, :]
+
+
+def decode_labels(decoded_BDHW3: torch.Tensor, roles, slots, fit: Fit | None) -> dict[str, torch.Tensor]:
     """Domain -> post-processed picture (B, 3, H, W) in [0, 1] of some slots, brought back to the source of `fit`."""
-    decoded_BDHW3 = vae.decode(samples_BCDHW[:, :, slots])
     pictures = {}
     for slot, picture_BHW3 in zip(slots, decoded_BDHW3.unbind(1)):
         name, picture_B3HW = roles.active_names[slot], picture_BHW3.movedim(-1, 1) * 2 - 1
@@ -51,7 +65,8 @@ class JodiLabelDecode(io.ComfyNode):
             description="Decodes the generated domains of a joint latent, each as its label is used: depth over its "
                         "full range, unit normals, class colours for segmentation. Plus all of them on one sheet.",
             search_aliases=["vae decode", "depth map", "normal map", "segmentation map", "albedo", "contact sheet"],
-            inputs=[io.Latent.Input("samples", **LATENT), io.Vae.Input("vae", **VAE), io.Combo.Input("size", **SIZE)],
+            inputs=[io.Latent.Input("samples", **LATENT), io.Vae.Input("vae", **VAE), io.Combo.Input("size", **SIZE),
+                    io.Boolean.Input("circular", **CIRCULAR), io.Int.Input("tile", **TILE)],
             outputs=[
                 *(io.Image.Output(name, tooltip=f"The generated {name}. Nodes behind it do not run if it was given or "
                                                 "ignored.") for name in JODI_DOMAINS),
@@ -60,8 +75,8 @@ class JodiLabelDecode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, samples, vae, size=AS_GENERATED) -> io.NodeOutput:
-        pictures = decode(samples, vae, size)
+    def execute(cls, samples, vae, size=AS_GENERATED, circular=False, tile=0) -> io.NodeOutput:
+        pictures = decode(samples, vae, size, circular, tile)
         sheet_HW3 = torch.from_numpy(np.array(contact_sheet(pictures))).float() / 255
         outputs = [pictures[name].movedim(1, -1) if name in pictures else ExecutionBlocker(None)
                    for name in JODI_DOMAINS]
@@ -79,16 +94,19 @@ class JodiDomainDecode(io.ComfyNode):
                         "has beside the usual eight.",
             search_aliases=["vae decode", "extra domain", "custom label"],
             inputs=[io.Latent.Input("samples", **LATENT), io.Vae.Input("vae", **VAE), io.Combo.Input("size", **SIZE),
-                    io.String.Input("name", default="image", tooltip="The domain as the model calls it.")],
+                    io.String.Input("name", default="image", tooltip="The domain as the model calls it."),
+                    io.Boolean.Input("circular", **CIRCULAR), io.Int.Input("tile", **TILE)],
             outputs=[io.Image.Output(tooltip="The domain, post-processed as its label is used.")],
         )
 
     @classmethod
-    def execute(cls, samples, vae, name, size=AS_GENERATED) -> io.NodeOutput:
-        return io.NodeOutput(decode(samples, vae, size, name.strip())[name.strip()].movedim(1, -1))
+    def execute(cls, samples, vae, name, size=AS_GENERATED, circular=False, tile=0) -> io.NodeOutput:
+        pictures = decode(samples, vae, size, circular, tile, name.strip())
+        return io.NodeOutput(pictures[name.strip()].movedim(1, -1))
 
 
-def decode(samples: dict, vae, size: str, name: str | None = None) -> dict[str, torch.Tensor]:
+def decode(samples: dict, vae, size: str, circular: bool, tile: int,
+           name: str | None = None) -> dict[str, torch.Tensor]:
     """Domain -> picture (B, 3, H, W) in [0, 1]: of all generated domains of a LATENT, or of the active one `name`."""
     latent_BCDhw, factor = samples["samples"], vae.spacial_compression_decode()
     roles = joint.roles_of(samples, latent_BCDhw, vae.joint_config.domains).require_work()
@@ -96,4 +114,4 @@ def decode(samples: dict, vae, size: str, name: str | None = None) -> dict[str, 
         raise ValueError(f"this latent has no domain '{name}'; it has {', '.join(roles.active_names)}")
     slots = list(roles.generated_slots) if name is None else [roles.active_names.index(name)]
     fit = fit_to_undo(samples, size, tuple(side * factor for side in latent_BCDhw.shape[-2:]))
-    return decode_labels(vae, latent_BCDhw, roles, slots, fit)
+    return decode_labels(decode_pixels(vae, latent_BCDhw[:, :, slots], circular, tile), roles, slots, fit)

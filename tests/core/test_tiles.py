@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jodi_core.tiles import Tiling, Window, by_windows, merge, ramp, window_starts, window_weight
+from jodi_core.tiles import Tiling, Window, by_windows, merge, ramp, seam, window_starts, window_weight
 
 
 @pytest.mark.parametrize("length", [5, 8, 9, 12, 16, 31, 64])
@@ -121,3 +121,8 @@ def test_offsets_follow_from_the_seed():
 def test_impossible_tilings(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_seam_shows_as_a_step():
+    closed = torch.sin(torch.arange(64) / 64 * 2 * torch.pi).expand(1, 3, 8, 64)
+    assert seam(closed.roll(8, -1)) == pytest.approx(1, abs=0.3) and seam(closed[..., :48]) > 10
