@@ -15,6 +15,7 @@ from random import SystemRandom
 import torch
 from torch import Tensor
 
+from .calls import in_parts, place_of, rows_of
 from .domains import JointRoles, nearest_bin
 from .files import WeightsError
 from .fitting import fit, resize
@@ -28,7 +29,6 @@ from .weights import load_autoencoder, load_text, load_transformer
 
 GENERATE_DEFAULTS = {"steps": 20, "guidance": 4.5}
 PERCEIVE_DEFAULTS = {"steps": 10, "guidance": 1.0}
-_PIXELS_AT_ONCE = 2 ** 22  # through the autoencoder
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,7 @@ class JodiPipeline:
         fetched) at the first prompt. WeightsError for files that do not fit.
         """
         bundle = str(ref) == "tiny" or os.path.isdir(ref)
-        device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        place = {"device": device, "dtype": dtype}
+        place = place_of(device, dtype)
         text_encoder = text_encoder or (ref if bundle else PUBLISHED["text_encoder"])
         return cls(load_transformer(ref, **place),
                    load_autoencoder(autoencoder or (ref if bundle else PUBLISHED["autoencoder"]), **place),
@@ -123,7 +121,7 @@ class JodiPipeline:
         steps = defaults["steps"] if steps is None else steps
         guidance = defaults["guidance"] if guidance is None else guidance
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        rows = _rows(prompts, pictures)
+        rows = rows_of(prompts, pictures)
         if count < 1 or steps < 1:
             raise ValueError(f"count {count} and steps {steps} must be at least 1")
         size = self._size(height, width, pictures)
@@ -199,7 +197,7 @@ class JodiPipeline:
         latents = {}
         for name, picture in pictures.items():
             fitted = fit(picture * 2 - 1, size).to(example)
-            latents[name] = _in_parts(self.autoencoder.encode, fitted) * self.config.latent_scale
+            latents[name] = in_parts(self.autoencoder.encode, fitted) * self.config.latent_scale
         rows = max(len(latent) for latent in latents.values())
         empty = torch.zeros_like(next(iter(latents.values()))[:1])
         return torch.stack([latents.get(name, empty).expand(rows, -1, -1, -1) for name in roles.active_names], dim=2)
@@ -237,30 +235,6 @@ class JodiPipeline:
         example = next(self.autoencoder.parameters())
         latent_BCDHW = latent_BCDHW.to(example) / self.config.latent_scale
         return {roles.active_names[slot]:
-                resize(_in_parts(self.autoencoder.decode, latent_BCDHW[:, :, slot], self.autoencoder.config.factor)
+                resize(in_parts(self.autoencoder.decode, latent_BCDHW[:, :, slot], self.autoencoder.config.factor)
                        .float(), size).clamp(-1, 1)
                 for slot in roles.generated_slots}
-
-
-def _usable_device(name) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # a device that torch does not know, or cannot use here
-        raise ValueError(f"device {str(name)!r} cannot be used here: {str(error).splitlines()[0]}") from error
-
-
-def _rows(prompts: list[str], pictures: dict[str, Tensor]) -> int:
-    """Rows before `count`; ValueError if prompts and condition batches disagree."""
-    if not prompts:
-        raise ValueError("the list of prompts is empty; an empty prompt is written \"\"")
-    sizes = {"prompts": len(prompts)} | {name: len(picture) for name, picture in pictures.items()}
-    if len({size for size in sizes.values() if size > 1}) > 1:
-        raise ValueError("batch sizes disagree: " + ", ".join(f"{size} {name}" for name, size in sizes.items())
-                         + "; each must be the same number or 1")
-    return max(sizes.values())
-
-
-def _in_parts(function, batch_BCHW: Tensor, factor: int = 1) -> Tensor:
-    """function over a batch in parts of bounded size; factor: pixels per side of one element."""
-    rows = max(1, _PIXELS_AT_ONCE // (batch_BCHW[0, 0].numel() * factor ** 2))
-    return torch.cat([function(part) for part in batch_BCHW.split(rows)])

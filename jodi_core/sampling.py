@@ -2,7 +2,8 @@
 
 x is any float tensor; time t runs from 1 (noise) to 0 (data) with x_t = (1 - t) data + t noise, and
 velocity(x, t) returns noise - data, t a scalar tensor. A callback(step, steps, x, x0) is called after each model
-evaluation with the number of finished evaluations; it stops the run by raising.
+evaluation with the number of finished evaluations; it stops the run by raising. keep(x, t) returns what a state at
+time t becomes before it is looked at again, such as one with known parts put back.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Callback = Callable[[int, int, Tensor, Tensor], None]
+Keep = Callable[[Tensor, float], Tensor]
 
 
 def flow_timesteps(steps: int, shift: float = 3.0) -> Tensor:
@@ -48,8 +50,9 @@ def sample_flow_dpm(velocity: Velocity, x: Tensor, timesteps: Tensor, callback: 
     return x
 
 
-def sample_flow_euler(velocity: Velocity, x: Tensor, timesteps: Tensor, callback: Callback | None = None) -> Tensor:
-    """Euler steps along the flow. State float32."""
+def sample_flow_euler(velocity: Velocity, x: Tensor, timesteps: Tensor, callback: Callback | None = None,
+                      keep: Keep | None = None) -> Tensor:
+    """Euler steps along the flow, or any other straight path on which x0 = x - t velocity. State float32."""
     x = x.float()
     times = timesteps.tolist()
     for i, (t, t_next) in enumerate(zip(times, times[1:])):
@@ -57,12 +60,21 @@ def sample_flow_euler(velocity: Velocity, x: Tensor, timesteps: Tensor, callback
         if callback:
             callback(i + 1, len(times) - 1, x, x - t * v)
         x = x + (t_next - t) * v
+        if keep:
+            x = keep(x, t_next)
     return x
 
 
-def guided(branches: Velocity, guidance: float) -> Velocity:
-    """Classifier-free guidance: `branches` returns (2B, ...) velocities, unconditional rows first (equation 5.5)."""
+def guided(branches: Velocity, guidance: float, rescale: float = 0.0) -> Velocity:
+    """Classifier-free guidance: `branches` returns (2B, ...) velocities, unconditional rows first (equation 5.5).
+
+    rescale: share (0 to 1) of a result with the standard deviation that each conditional row has (arXiv 2305.08891).
+    """
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         unconditional, conditional = branches(x, t).float().chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        result = unconditional + guidance * (conditional - unconditional)
+        if rescale:
+            spread, wanted = (rows.flatten(1).std(dim=1).view(-1, *[1] * (x.ndim - 1)) for rows in (result, conditional))
+            result = rescale * result * wanted / spread + (1 - rescale) * result
+        return result
     return velocity

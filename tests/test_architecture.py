@@ -24,8 +24,8 @@ JODI_CORE = {
     "metrics.py": ("segmentation",),
     "labels.py": ("pictures", "segmentation"), "geometry.py": ("pictures",),
     "models/*": ("domains", "models.*"),
-    "jointnet/*": ("domains", "jointnet.*"),
-    "dual_diffusion/*": ("models.layers", "dual_diffusion.*"),
+    "jointnet/*": ("domains", "jointnet.*"), "jointnet/sampling.py": ("domains", "sampling", "tiles", "jointnet.*"),
+    "dual_diffusion/*": ("models.layers", "sampling", "pictures", "fitting", "dual_diffusion.*"),
     "weights.py": ("files", "text", "models.*"),
     "convert.py": ("files", "weights"), "published.py": ("files", "weights", "convert"),
     "verify*.py": ("*",),
@@ -139,7 +139,8 @@ def test_files_and_functions_stay_readable():
     ("import pack", LIGHT),
     # What the nodes import, beside torch and pictures, which the host has loaded long before.
     ("import jodi_core.models.jodi, jodi_core.models.dcae, jodi_core.sampling, jodi_core.domains, jodi_core.weights, "
-     "jodi_core.jointnet.network",
+     "jodi_core.jointnet.network, jodi_core.dual_diffusion.network, jodi_core.dual_diffusion.words, "
+     "jodi_core.dual_diffusion.text_sampling, jodi_core.dual_diffusion.losses, jodi_core.dual_diffusion.pictures",
      {"transformers", "diffusers", "huggingface_hub", "sentencepiece"}),
 ])
 def test_an_import_brings_nothing_heavy(statement, heavy, tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from jodi_core.sampling import flow_timesteps, guided, sample_flow_dpm, sample_flow_euler
 
@@ -127,3 +128,28 @@ def test_guidance_leads_away_from_the_unconditional_branch():
     for scale, expected in ((0, 1), (1, 3), (4.5, 10)):
         out = guided(branches, scale)(x, 0.5)
         assert out.dtype == torch.float32 and out.shape == x.shape and (out == expected).all()
+
+
+def test_rescaled_guidance_has_the_spread_of_the_conditional_rows():
+    x = torch.randn(2, 4, 2, 5, 5)
+    texts = torch.randn(4, 4, 2, 5, 5)
+    for share in (1.0, 0.3):
+        plain, rescaled = (guided(lambda x, t: texts, 7.5, rescale)(x, 0.5) for rescale in (0.0, share))
+        wanted = share * texts[2:].flatten(1).std(1) + (1 - share) * plain.flatten(1).std(1)
+        torch.testing.assert_close(rescaled.flatten(1).std(1), wanted)
+        torch.testing.assert_close(F.cosine_similarity(rescaled.flatten(1), plain.flatten(1)), torch.ones(2))
+
+
+def test_euler_keeps_what_is_put_back():
+    """A known half is noised to each time that comes, and the other half does not notice."""
+    clean, noise = torch.randn(2, 1, 6), torch.randn(2, 1, 6)
+    mask = (torch.arange(6) < 3).float()
+    seen = []
+
+    def keep(x, t):
+        return mask * x + (1 - mask) * ((1 - t) * clean + t * noise)
+    times = flow_timesteps(5)
+    last = sample_flow_euler(lambda x, t: x ** 2, noise, times, lambda step, steps, x, x0: seen.append(x), keep)
+    free = sample_flow_euler(lambda x, t: x ** 2, noise, times)
+    torch.testing.assert_close(last, torch.cat([free[..., :3], clean[..., 3:]], dim=-1))
+    torch.testing.assert_close(seen[2][..., 3:], ((1 - times[2]) * clean + times[2] * noise)[..., 3:].float())
