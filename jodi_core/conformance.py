@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from . import conformance_cases as cases
+from . import conformance_dual as dual
 from . import conformance_models as models
 from .conformance_cases import Recording, Row
 
@@ -45,6 +46,8 @@ FAMILIES = (
     Family(r"roles.*", ("json",), cases.roles),
     Family(r"geometry.*", ("json",), cases.geometry),
     Family(r"text.*", ("json",), cases.text),
+    Family(r"golden.*", PAIR, dual.golden),
+    Family(r"tokenization.*", ("json",), dual.tokenization),
 )
 
 
