@@ -7,7 +7,8 @@ import latent_preview
 import torch
 
 from ...jodi_core.domains import JODI_DOMAINS, JointRoles
-from ...jodi_core.sampling import flow_timesteps, sample_flow_dpm
+from ...jodi_core.jointnet.schedule import timesteps
+from ...jodi_core.sampling import flow_timesteps, sample_flow_dpm, sample_flow_euler
 from .. import joint
 from .version import require
 
@@ -42,6 +43,46 @@ def sample_flow(model, x, sigmas, extra_args, callback, disable=None):
         callback({"i": step - 1, "x": x, "denoised": x0})
 
     return sample_flow_dpm(velocity, x, sigmas, report)
+
+
+class KnownDDIM(comfy.samplers.KSAMPLER):
+    """DDIM in its Euler form with known areas put back, as JointNet was published (its spec, 2 and 8).
+
+    Known areas are what the network gets as its `clean`: conditions, and what noise masks leave. A whole run starts
+    with pure noise there too; the end of a longer grid starts from the latent.
+    """
+
+    def __init__(self):
+        super().__init__(sample_flow_euler)
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+               disable_pbar=False):
+        known = next(entry["model_conds"]["clean"].cond for entries in model_wrap.conds.values() for entry in entries)
+        unknown, clean = known[:, :1].to(noise), known[:, 1:].to(noise)
+        steps, levels = len(sigmas) - 1, model_wrap.inner_model.model_sampling.sigmas
+        whole = sigmas[0] >= levels[timesteps(steps)[0]] * 0.999
+
+        def predicted_noise(x, sigma):
+            denoised = unknown * model_wrap(x, sigma.expand(len(x)), **extra_args) + clean
+            return (x - denoised) / sigma
+
+        def put_back(x, sigma):
+            return unknown * x + clean + (1 - unknown) * sigma * noise
+
+        def report(step, steps, x, x0):
+            callback(step - 1, x0, x, steps)
+
+        x = noise * (1 + sigmas[0] ** 2).sqrt() if whole else latent_image + sigmas[0] * noise
+        return sample_flow_euler(predicted_noise, x, sigmas, callback and report, put_back if whole else None)
+
+
+def ddim_levels(sampling, steps: int, denoise: float = 1.0) -> torch.Tensor:
+    """(steps + 1,) noise levels at the published timesteps, then 0; denoise: as for `flow_grid`.
+
+    sampling: of the model, with a table `sigmas` by timestep.
+    """
+    grid = timesteps(max(steps, int(steps / denoise)))[-steps:]
+    return torch.cat([sampling.sigmas[grid], torch.zeros(1)])
 
 
 def reference_noise(shape: tuple[int, ...], roles: JointRoles, seed: int, rows_alike: bool = False) -> torch.Tensor:
