@@ -20,7 +20,7 @@ class Branch(Protocol):
     def embed_time(self, t_B: Tensor, dtype: torch.dtype) -> Tensor:
         """t_B (1 or B,) timesteps in 0..999 -> temb."""
 
-    def read_text(self, text_TMC: Tensor) -> Any:
+    def read_text(self, text_TMC: Tensor, mask_TM: Tensor | None = None) -> Any:
         """What the attentions need of the text features; constant over a run. B must be a multiple of T below."""
 
     def encode(self, x_BCHW: Tensor, temb: Tensor, text: Any, added_BCHW: Tensor | None) -> tuple[list[Tensor], Tensor]:
@@ -54,9 +54,12 @@ class JointNet(nn.Module):
         """In the order of `config.domains`."""
         return self.unet, self.jointnet
 
-    def read_text(self, text_TMC: Tensor) -> tuple:
-        """What both branches need of the text features (T, M, C), T dividing the rows of x, for `forward`."""
-        return tuple(branch.read_text(text_TMC) for branch in self.branches)
+    def read_text(self, text_TMC: Tensor, mask_TM: Tensor | None = None) -> tuple:
+        """What both branches need of the text features (T, M, C), T dividing the rows of x, for `forward`.
+
+        mask_TM: False rows are not there, for texts of different lengths; those of CLIP all count.
+        """
+        return tuple(branch.read_text(text_TMC, mask_TM) for branch in self.branches)
 
     def forward(self, x_BCDHW: Tensor, t_B: Tensor, text: tuple, roles: JointRoles,
                 known_BCDHW: Tensor | None = None) -> Tensor:

@@ -26,10 +26,12 @@ class DiffusersBranch(UNet2DConditionModel):
     def embed_time(self, t_B: Tensor, dtype: torch.dtype) -> Tensor:
         return self.time_embedding(self.time_proj(t_B).to(dtype))
 
-    def read_text(self, text_TMC: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-        """Keys and values (T, heads, M, width) of every attention on the text."""
+    def read_text(self, text_TMC: Tensor, mask_TM: Tensor | None = None) -> dict[nn.Module, tuple]:
+        """Of every attention on the text keys and values (T, heads, M, width), and the rows that it may see."""
+        mask_T11M = None if mask_TM is None else mask_TM[:, None, None]
         return {module: (split_heads(module.to_k(text_TMC), module.heads),
-                         split_heads(module.to_v(text_TMC), module.heads)) for module in self.attentions_on_text()}
+                         split_heads(module.to_v(text_TMC), module.heads), mask_T11M)
+                for module in self.attentions_on_text()}
 
     def encode(self, x_BCHW: Tensor, temb: Tensor, text, added_BCHW: Tensor | None) -> tuple[list[Tensor], Tensor]:
         x = self.conv_in(x_BCHW)
@@ -64,9 +66,9 @@ class AttentionOnText:
 
     def __call__(self, attention: nn.Module, hidden_states: Tensor, encoder_hidden_states: dict,
                  attention_mask=None) -> Tensor:
-        k_THMK, v_THMK = encoder_hidden_states[attention]
+        k_THMK, v_THMK, mask_T11M = encoder_hidden_states[attention]
         q_TSC = attention.to_q(hidden_states).reshape(len(k_THMK), -1, attention.inner_dim)  # rows that share a text
-        out_THSK = F.scaled_dot_product_attention(split_heads(q_TSC, attention.heads), k_THMK, v_THMK)
+        out_THSK = F.scaled_dot_product_attention(split_heads(q_TSC, attention.heads), k_THMK, v_THMK, mask_T11M)
         return attention.to_out[0](out_THSK.transpose(1, 2).reshape(hidden_states.shape))
 
 

@@ -58,6 +58,15 @@ def test_a_recorded_call_and_what_a_row_reads(tiny, tensors, call):
     assert (out[3] - out[0]).abs().max() > 1e-3    # text does something
 
 
+def test_a_text_with_masked_rows_is_the_shorter_text(tiny, call):
+    x, text, known = call
+    padded, mask = torch.cat([text, torch.ones_like(text)], 1), torch.arange(2 * text.shape[1])[None] < text.shape[1]
+    short, masked, longer = (tiny(x, torch.tensor([261]), tiny.read_text(*features), BOTH, known)
+                             for features in ((text,), (padded, mask), (padded,)))
+    torch.testing.assert_close(masked, short, atol=1e-5, rtol=1e-5)
+    assert (longer - short).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("given", [0, 1])
 def test_the_decoder_of_a_given_domain_is_left_out(tiny, call, given):
     x, text, known = call
