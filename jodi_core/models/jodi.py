@@ -257,5 +257,5 @@ class JodiTransformer(nn.Module):
 
 def merge_slots(generated: Tensor, given: Tensor, generated_slots, condition_slots) -> Tensor:
     """Interleave two (B, D', N, C) tensors along the domain axis into active order."""
-    order = torch.tensor([*generated_slots, *condition_slots]).argsort().tolist()
-    return torch.cat([generated, given], dim=1)[:, order]
+    slots = dict(zip((*generated_slots, *condition_slots), (*generated.unbind(1), *given.unbind(1))))
+    return torch.stack([slots[slot] for slot in sorted(slots)], dim=1)
