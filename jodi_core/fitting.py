@@ -1,6 +1,7 @@
 """How a picture comes to the size of a model, and how what was made at that size comes back to the picture."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,9 @@ class Fit:
         scale = min(wanted / side for side, wanted in zip(self.source, self.target))
         return tuple(max(1, min(wanted, round(side * scale))) for side, wanted in zip(self.source, self.target))
 
-    def apply(self, picture_BCHW: torch.Tensor) -> torch.Tensor:
-        """(B, C, *source) -> (B, C, *target)."""
-        scaled_BCHW = resize(picture_BCHW, self.scaled)
+    def apply(self, picture_BCHW: torch.Tensor, stretch: Callable | None = None) -> torch.Tensor:
+        """(B, C, *source) -> (B, C, *target). stretch(picture, size): how it is scaled; default `resize`."""
+        scaled_BCHW = (stretch or resize)(picture_BCHW, self.scaled)
         if self.mode == CROP:
             top, left = centre(self.scaled, self.target)
             return scaled_BCHW[..., top:top + self.target[0], left:left + self.target[1]]
@@ -99,3 +100,30 @@ def resize(picture_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     return tuple(round((side - wanted) / 2) for side, wanted in zip(size, target))
+
+
+def fade(mask_B1hw: torch.Tensor, cells: int) -> torch.Tensor:
+    """A mask that falls off linearly, to 0, over `cells` cells around what it covers; what it covers stays."""
+    for _ in range(cells):
+        around_B1hw = F.max_pool2d(mask_B1hw, 3, stride=1, padding=1)
+        mask_B1hw = torch.maximum(mask_B1hw, around_B1hw - 1 / (cells + 1))
+    return mask_B1hw
+
+
+def widen(picture_BCHW: torch.Tensor, width: int, copies: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture in the middle of a canvas (B, C, H, width), and the mask (B, 1, H, width): 1 beside the picture.
+
+    Beside it are its mirror images, `copies` of them on both sides and beyond those zeros (the published program has
+    1), or as many as there is room for (JointNet spec 4.4, 7.2). ValueError if the canvas is narrower.
+    """
+    own = picture_BCHW.shape[-1]
+    if width < own:
+        raise ValueError(f"a canvas {width} pixels wide has no room for a picture of {own}: make it wider")
+    column_W = torch.arange(width, device=picture_BCHW.device) - (width - own) // 2
+    folded_W = column_W % (2 * own)
+    canvas_BCHW = picture_BCHW[..., torch.where(folded_W < own, folded_W, 2 * own - 1 - folded_W)]
+    copy_W = (column_W // own).abs()
+    if copies is not None:
+        canvas_BCHW = canvas_BCHW * (copy_W <= copies)
+    mask_BCHW = (copy_W > 0).to(canvas_BCHW).expand(len(canvas_BCHW), 1, *canvas_BCHW.shape[-2:])
+    return canvas_BCHW, mask_BCHW

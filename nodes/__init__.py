@@ -7,6 +7,7 @@ from .decode import JodiDomainDecode, JodiLabelDecode
 from .labels import JodiLabelConvert
 from .loader import JodiLoader
 from .mesh import JodiDepthMesh
+from .panorama import JodiPanoramaCanvas
 from .pose import JodiPoseKeypoints
 from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
@@ -16,6 +17,7 @@ from .tiles import JodiTiles
 NODES = [
     JodiLoader,
     JodiTiles,
+    JodiPanoramaCanvas,
     JodiTextEncode,
     JodiRoleSwitch,
     JodiDomain,

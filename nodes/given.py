@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from ..jodi_core.domains import JointRoles, nearest_bin
-from ..jodi_core.fitting import Fit
+from ..jodi_core.fitting import Fit, fade
 from ..jodi_core.pictures import load_picture
 from . import joint
 
 GENERATE, CONDITION, IGNORE, EDIT, TIMED = ROLE_NAMES = (
     "generate", "condition", "ignore", "edit", "condition for some steps")
+SAME_SHAPE = 0.02    # by which the ratio of sides of a mask may differ from that of its picture
 AUTOMATIC, CUSTOM, LIKE_PICTURE = "automatic", "custom", "like the picture"
 
 
@@ -134,10 +135,12 @@ class Given:
             samples_BCDhw[:, :, slot:slot + 1] = latent.float()
         return samples_BCDhw
 
-    def noise_mask(self, rows: int, size: tuple[int, int], mode: str) -> torch.Tensor | None:
+    def noise_mask(self, rows: int, size: tuple[int, int], mode: str, feather: int) -> torch.Tensor | None:
         """(rows, 1, D, h, w): 1 in every cell that is made anew. None if no domain has a mask.
 
-        A cell that the mask touches is made anew as a whole. Conditions have ones: the model keeps them itself.
+        A cell gets the largest value of its pixels: where a stroke touches it, it is made anew as a whole. Around it
+        masks fade over `feather` pixels. Conditions have ones: the model keeps them itself. ValueError for a mask that
+        has the shape neither of its picture nor of the result.
         """
         masked = {name: choice.mask for name, choice in self.known.items() if choice.mask is not None}
         if not masked:
@@ -145,8 +148,14 @@ class Given:
         cells = size[0] // self.factor, size[1] // self.factor
         mask_B1Dhw = torch.ones(rows, 1, len(self.roles.active), *cells)
         for name, mask_B1HW in masked.items():
-            fitted_B1HW = Fit(mode, tuple(mask_B1HW.shape[-2:]), size).apply(mask_B1HW.float())
-            mask_B1Dhw[:, :, self.roles.active_names.index(name)] = F.adaptive_max_pool2d(fitted_B1HW, cells)
+            picture, own = self.known[name].picture, tuple(mask_B1HW.shape[-2:])
+            wanted = size if picture is None else tuple(picture.shape[-2:])
+            if own != size and abs(own[0] * wanted[1] / (own[1] * wanted[0]) - 1) > SAME_SHAPE:
+                raise ValueError(f"{name}: its mask of {own[1]}x{own[0]} pixels does not lie over {wanted[1]}x"
+                                 f"{wanted[0]}: paint it on the picture, or give one of the same shape")
+            mask_B1hw = F.adaptive_max_pool2d(
+                Fit(mode, own, size).apply(mask_B1HW.float(), F.adaptive_max_pool2d), cells)
+            mask_B1Dhw[:, :, self.roles.active_names.index(name)] = fade(mask_B1hw, round(feather / self.factor))
         return mask_B1Dhw
 
 

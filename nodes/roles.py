@@ -88,6 +88,8 @@ class JodiRoleSwitch(io.ComfyNode):
                                        "padded with their border, or stretched. Jodi Label Decode can undo it."),
                 MoreDomains.Input("more", optional=True,
                                   tooltip="Domains that a model has beside the usual eight, from Jodi Domain."),
+                io.Int.Input("feather", default=0, min=0, max=1024, step=8, optional=True,
+                             tooltip="Masks of edited domains fade out over so many pixels around what they cover."),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="With the roles and the given pictures."),
@@ -98,7 +100,7 @@ class JodiRoleSwitch(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, size=None, batch_size=1, positive=None, negative=None, fit=FIT_MODES[0], more=None,
-                **roles) -> io.NodeOutput:
+                feather=0, **roles) -> io.NodeOutput:
         config, factor = vae.joint_config, vae.spacial_compression_encode()
         require_choices({"size": size} | {name: roles.get(name) for name in JODI_DOMAINS})
         told = {name: roles[name] for name in JODI_DOMAINS} | (more or {})
@@ -109,7 +111,7 @@ class JodiRoleSwitch(io.ComfyNode):
         latent = {"samples": samples_BCDhw, joint.ROLES: given.roles}
         if (source := given.first_picture_size()) is not None:
             latent[joint.FIT] = Fit(fit, source, pixels)
-        if (mask := given.noise_mask(rows, pixels, fit)) is not None:
+        if (mask := given.noise_mask(rows, pixels, fit, feather)) is not None:
             latent["noise_mask"] = mask
         positive, negative = positive or joint.null_conditioning(), negative or joint.null_conditioning()
         values = {joint.ROLES: given.roles, joint.CLEAN: samples_BCDhw.clone(), joint.SPANS: given.spans}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jodi_core.fitting import FIT_MODES, Fit
+from jodi_core.fitting import FIT_MODES, Fit, fade, widen
 
 SIZES = [(64, 64), (50, 91), (97, 33), (300, 200), (1, 7)]
 
@@ -46,3 +46,21 @@ def test_a_hair_of_a_picture():
     assert Fit("pad", (3, 9000), (64, 64)).apply(torch.rand(1, 3, 3, 9000)).shape == (1, 3, 64, 64)
     with pytest.raises(ValueError, match="too elongated"):
         Fit("crop", (3, 90000), (1024, 1024)).apply(torch.rand(1, 3, 3, 90000))
+
+
+def test_masks_fade_around_what_they_cover():
+    mask = torch.zeros(1, 1, 3, 8)
+    mask[..., 1, 2] = 1
+    assert fade(mask, 3)[0, 0, 1].tolist() == pytest.approx([0.5, 0.75, 1, 0.75, 0.5, 0.25, 0, 0])
+    assert torch.equal(fade(mask, 0), mask)
+
+
+def test_a_picture_in_the_middle_of_its_mirror_images():
+    picture = torch.arange(1.0, 4).view(1, 1, 1, 3).expand(2, 3, 4, 3)
+    canvas, mask = widen(picture, 12)
+    assert canvas[1, 2, 3].tolist() == [3, 3, 2, 1, 1, 2, 3, 3, 2, 1, 1, 2]
+    assert mask.shape == (2, 1, 4, 12) and mask[0, 0, 0].tolist() == [1] * 4 + [0] * 3 + [1] * 5
+    assert widen(picture, 12, copies=1)[0][0, 0, 0].tolist() == [0, 3, 2, 1, 1, 2, 3, 3, 2, 1, 0, 0]
+    assert torch.equal(widen(picture, 3)[0], picture) and not widen(picture, 3)[1].any()
+    with pytest.raises(ValueError, match="2 pixels wide has no room for a picture of 3"):
+        widen(picture, 2)

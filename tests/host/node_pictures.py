@@ -1,6 +1,6 @@
 """Pictures of the nodes for their help pages, as the frontend draws them.
 
-    python tests/host/node_pictures.py --comfyui FOLDER            writes web/docs/images/*.png
+    python tests/host/node_pictures.py --comfyui FOLDER [NAME ...]        writes web/docs/images/NAME.png
 """
 
 import argparse
@@ -75,8 +75,9 @@ async def draw(address: str, profile: Path, names: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".comfyui" / "ComfyUI", help="the folder with main.py")
+    parser.add_argument("names", nargs="*", help="nodes; all by default")
     options = parser.parse_args()
-    names = sorted(page.stem for page in DOCS.glob("*.md"))
+    names = options.names or sorted(page.stem for page in DOCS.glob("*.md"))
     with tempfile.TemporaryDirectory() as folder, Comfy(
             options.comfyui, Path(sys.executable), Path(folder), ROOT, "--cpu") as server:
         server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False,
