@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from .files import WeightsError, locate, read_header, sha256, write_safetensors
+from .jointnet.loading import config_in, read_jointnet, source_files
 from .weights import gemma_folder, in_8_bits, kind_of, kinds_in, metadata_entry, part_of, read_part, settings_of
 
 # Relative error (root mean square) beyond which a matrix stays in 16 bits. Three bits of mantissa cost 0.03; more comes
@@ -17,10 +18,11 @@ _LARGEST_ERROR = 0.06
 def stored_dtypes(kind: str, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.dtype]:
     """Name -> number type of every floating-point tensor of a file of this kind that is converted to `dtype`.
 
-    WeightsError for an autoencoder in 8 bits: it is small, and its pictures would show it.
+    WeightsError for an autoencoder in 8 bits: it is small, and its pictures would show it; and for the U-Nets of
+    JointNet, whose convolutions were not tried in 8 bits.
     """
-    if dtype.itemsize == 1 and kind == "autoencoder":
-        raise WeightsError("an autoencoder loses too much in 8 bits: choose bfloat16")
+    if dtype.itemsize == 1 and kind in ("autoencoder", "jointnet"):
+        raise WeightsError(f"the {kind} loses too much in 8 bits: choose bfloat16")
     return {name: torch.bfloat16 if dtype.itemsize == 1 and not _suits_8_bits(name, tensor, dtype) else dtype
             for name, tensor in tensors.items() if tensor.is_floating_point()}
 
@@ -34,14 +36,18 @@ def _suits_8_bits(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
 
 def convert(source, target, *, dtype: torch.dtype | None = None, config: dict | None = None, part: str | None = None,
             overwrite: bool = False) -> str:
-    """Rewrite any known file, or a Gemma-2 folder, as one safetensors file with its configuration; returns its kind.
+    """Rewrite any known file, or a folder of Gemma-2 or JointNet, as one safetensors file with its configuration;
+    returns its kind.
 
     dtype: of floating-point tensors, default as stored; of an 8-bit one, see `stored_dtypes`. config: configuration
     (names of ours or of the original) for a file that has none and whose shapes do not tell enough. part: which one of
     a file that holds several.
     """
     path = locate(source)
-    if path.is_dir():
+    if jointnet_files := source_files(path):
+        kind, sources = "jointnet", jointnet_files
+        settings, tensors = read_jointnet(path)
+    elif path.is_dir():
         kind, tensors, sources = "text_encoder", gemma_folder(path), sorted(path.glob("*.safetensors"))
         settings = settings_of(kind, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
     else:
@@ -67,7 +73,7 @@ def inspect(ref) -> dict:
     """What a file is, from its header: file, bytes, kind (several joined by " + "), config (or why there is none; one
     per kind if there are several), tensors, parameters, dtypes (name -> number of tensors) and metadata."""
     header = read_header(locate(ref))
-    kinds = kinds_in(header.shapes)
+    kinds = kinds_in(header.shapes) or ["jointnet"] * (kind_of(header.shapes) == "jointnet")
     about = {"file": str(header.path), "bytes": header.path.stat().st_size,
              "kind": " + ".join(kinds) or kind_of(header.shapes) or "unknown", "tensors": len(header.shapes),
              "parameters": sum(math.prod(shape) for shape in header.shapes.values()),
@@ -78,6 +84,8 @@ def inspect(ref) -> dict:
 
 def _config(path: Path, kind: str) -> dict | str:
     try:
+        if kind == "jointnet":
+            return config_in(read_header(path)).to_dict()
         header, names, stored = part_of(path, kind)
         return settings_of(kind, {plain: header.shapes[name] for name, plain in names.items()}, stored).to_dict()
     except (ValueError, TypeError, AttributeError, KeyError) as error:

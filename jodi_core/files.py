@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt")
+PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 HUB = "hf://"
 _HUB_PART = re.compile(r'[^\\/:*?"<>|\x00-\x1f]+')
 _GENERIC_STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")
@@ -221,6 +221,60 @@ def read_tensors(path: Path, names=None) -> dict[str, torch.Tensor]:
         return tensors if names is None else {name: tensors[name] for name in names}
     with _opening(path), safe_open(str(path), framework="pt") as file:
         return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+
+
+def read_folder(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder that holds one model, see `model_files`; WeightsError if its index promises others."""
+    tensors = {name: tensor for part in model_files(folder) for name, tensor in read_tensors(part).items()}
+    absent = sorted({name for index in _indices(folder) for name in _where(index)} - tensors.keys())
+    if absent:
+        raise WeightsError(f"{folder}: the parts do not hold {absent[0]} and {len(absent) - 1} others that the index "
+                           "promises; fetch them again")
+    return tensors
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The weight files of a folder that holds one model: those that its index names, or the only one; of a file and
+    its variants (`model.fp16.safetensors`) the file. Safetensors are preferred to pickles.
+
+    WeightsError if there is none, or more than one without an index, or the index is unusable.
+    """
+    if indices := _indices(folder):
+        parts = sorted(set(_where(indices[0]).values()))
+        foreign = [part for part in parts if not _HUB_PART.fullmatch(part) or part in (".", "..")]
+        if foreign:
+            raise WeightsError(f"{indices[0]} names {foreign[0]!r}, which is outside of its folder")
+        return [folder / part for part in parts]
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    shortest = min((path.name.count(".") for path in found), default=0)
+    parts = [path for path in found if path.name.count(".") == shortest]
+    if len(parts) != 1:
+        raise WeightsError(f"{folder} has {len(parts)} safetensors files and no index of them: it should have one "
+                           "file, or all parts with the .index.json that came with them")
+    return parts
+
+
+def _indices(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors.index.json")) or (
+        [] if any(folder.glob("*.safetensors")) else sorted(folder.glob("*.bin.index.json")))
+
+
+def _where(index: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    try:
+        return {str(name): str(part) for name, part in json.loads(index.read_text("utf-8"))["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is no index of weight files: fetch it again") from error
+
+
+def read_tensor(path: Path) -> torch.Tensor:
+    """The one tensor of a file, bare or in a dictionary."""
+    content = _unpickle(path) if _suffix(path) in PICKLE_SUFFIXES else read_tensors(path)
+    found = [content] if isinstance(content, torch.Tensor) else \
+        list(content.values()) if isinstance(content, dict) else []
+    if len(found) != 1 or not isinstance(found[0], torch.Tensor):
+        raise WeightsError(f"{path} holds no single tensor")
+    return found[0]
 
 
 def _short_dtype(dtype: torch.dtype) -> str:

@@ -44,7 +44,10 @@ _SIGNS = (
     (r"transformer_blocks\.\d+\.ff\.conv_inverted\.", "a Sana transformer in diffusers naming"),
     (r"^y_embedder\.y_proj\.", "a PixArt transformer"),
     (r"double_blocks\.\d", "a Flux or Hunyuan transformer"),
+    (r"^text_proj_out\.", "a Dual Diffusion transformer"),
+    (r"transformer_blocks\.\d+\.attn\.add_q_proj\.", "a Stable Diffusion 3 transformer in diffusers naming"),
     (r"joint_blocks\.\d", "a Stable Diffusion 3 transformer"),
+    (r"(^|\.)jointnet_mid_block\.", "jointnet"),
     (r"input_blocks\.\d|^(down|up)_blocks\.", "a Stable Diffusion UNet"),
     (r"coder\.(mid|down|up)[._]|quant_conv\.", "another autoencoder (of Stable Diffusion kind)"),
     (r"encoder\.block\.\d+\.layer\.", "a T5 text encoder"),
@@ -52,7 +55,7 @@ _SIGNS = (
     (r"layers\.\d+\.self_attn\.q_proj\.", "another language model"),
 )
 _LABELS = {"transformer": "a Jodi transformer", "autoencoder": "a DC-AE autoencoder",
-           "text_encoder": "a Gemma-2 text encoder"}
+           "text_encoder": "a Gemma-2 text encoder", "jointnet": "a JointNet model"}
 _HINTS = {
     "transformer": "Choose Jodi.pth of VIPL-GENUN/Jodi, a file made by `convert`, or the bundled tiny model",
     "autoencoder": "Choose model.safetensors of mit-han-lab/dc-ae-f32c32-sana-1.0 (or of its -diffusers repository)",
@@ -92,7 +95,7 @@ def kinds_in(names) -> list[str]:
 
 
 def kind_of(names) -> str | None:
-    """`transformer`, `autoencoder`, `text_encoder`, a description of another model's file, or None if unknown."""
+    """`transformer`, `autoencoder`, `text_encoder`, `jointnet`, a description of another model's file, or None."""
     for pattern, kind in _SIGNS:
         if any(re.search(pattern, name) for name in names):
             return kind
@@ -148,7 +151,7 @@ def own_metadata(header: Header, names: dict[str, str]) -> dict | None:
     try:
         own = json.loads(header.metadata["jodi"] if "jodi" in header.metadata else
                          bytes(read_tensors(header.path, in_tensor)[in_tensor[0]].tolist()))
-        newer, usable = own["format"] > FORMAT, own["kind"] in HOST_FOLDERS and isinstance(own["config"], dict)
+        newer, usable = own["format"] > FORMAT, own["kind"] in _LABELS and isinstance(own["config"], dict)
     except (ValueError, TypeError, KeyError) as error:
         raise WeightsError(f"{header.path}: its metadata entry 'jodi' cannot be read ({error!r}); convert it again "
                            "from the original file") from error

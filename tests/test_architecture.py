@@ -25,9 +25,10 @@ JODI_CORE = {
     "labels.py": ("pictures", "segmentation"), "geometry.py": ("pictures",),
     "models/*": ("domains", "models.*"),
     "jointnet/*": ("domains", "jointnet.*"), "jointnet/sampling.py": ("domains", "sampling", "tiles", "jointnet.*"),
+    "jointnet/loading.py": ("files", "weights", "jointnet.*"),
     "dual_diffusion/*": ("models.layers", "sampling", "pictures", "fitting", "dual_diffusion.*"),
     "weights.py": ("files", "text", "models.*"),
-    "convert.py": ("files", "weights"), "published.py": ("files", "weights", "convert"),
+    "convert.py": ("files", "weights", "jointnet.*"), "published.py": ("files", "weights", "convert"),
     "verify*.py": ("*",),
     "pipeline.py": ("*",), "cli.py": ("*",), "conformance*.py": ("*",), "__main__.py": ("cli",), "__init__.py": ("*",),
 }
