@@ -9,6 +9,7 @@ from .loader import JodiLoader
 from .mesh import JodiDepthMesh
 from .panorama import JodiPanoramaCanvas
 from .pose import JodiPoseKeypoints
+from .resampling import JodiResampling
 from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
 from .text import JodiTextEncode
@@ -23,6 +24,7 @@ NODES = [
     JodiDomain,
     JodiJointSampler,
     JodiSampler,
+    JodiResampling,
     JodiSigmas,
     JodiNoise,
     JodiLabelDecode,

@@ -16,9 +16,12 @@ from .version import require
 class Published(comfy.samplers.Sampler):
     """SAMPLER: the published one of the model that it is used with; FlowDPM for models that are not joint ones."""
 
+    @staticmethod
+    def of(model_wrap) -> comfy.samplers.KSAMPLER:
+        return getattr(model_wrap.inner_model, "published_sampler", FlowDPM)()
+
     def sample(self, model_wrap, *args, **kwargs):
-        of_family = getattr(model_wrap.inner_model, "published_sampler", FlowDPM)
-        return of_family().sample(model_wrap, *args, **kwargs)
+        return self.of(model_wrap).sample(model_wrap, *args, **kwargs)
 
 
 class FlowDPM(comfy.samplers.KSAMPLER):
@@ -53,7 +56,7 @@ class KnownDDIM(comfy.samplers.KSAMPLER):
     """
 
     def __init__(self):
-        super().__init__(sample_flow_euler)
+        super().__init__(None)    # known areas are put back by the whole run, not by a function of steps
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):

@@ -1,4 +1,4 @@
-"""Masks per domain: which cells they reach, how they fade, and masks that make no sense."""
+"""Masks per domain: which cells they reach, how they fade, going back and forth, and masks that make no sense."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from nodes_fixtures import PICTURE, choices, relative
 from jodi_pack.nodes.custom_sampling import JodiSampler
 from jodi_pack.nodes.host.sampling import JointNoise, model_sigmas
 from jodi_pack.nodes.panorama import JodiPanoramaCanvas
+from jodi_pack.nodes.resampling import JodiResampling
 from jodi_pack.nodes.roles import JodiRoleSwitch
 
 SIZE = {"size": "custom", "width": 48, "height": 48}
@@ -79,6 +80,34 @@ def test_masks_of_another_batch(loaded):
     with pytest.raises(ValueError, match="the mask of image has 3"):
         edited(loaded[2], torch.ones(3, 48, 48), PICTURE.expand(2, -1, -1, -1))
     assert edited(loaded[2], torch.ones(3, 48, 48))[2]["noise_mask"].shape[0] == 3
+
+
+@pytest.mark.parametrize("name", ["jodi", "euler", "dpmpp_2m"])
+def test_resampling(loaded, monkeypatch, name):
+    """Three times the calls, another result, the known half untouched; made once it is the sampler itself."""
+    import comfy.samplers
+    model, _, vae = loaded
+    network, calls = model.model.diffusion_model, []
+    velocity = network.velocity
+    monkeypatch.setattr(network, "velocity", lambda *inputs: calls.append(inputs[1]) or velocity(*inputs))
+    mask = torch.zeros(1, 48, 48)
+    mask[:, :, :24] = 1
+    conditioned = edited(vae, mask)
+    sampler = JodiSampler.execute().result[0] if name == "jodi" else comfy.samplers.sampler_object(name)
+    made, counts = [], []
+    jumping = [JodiResampling.execute(sampler, times, jump).result[0] for times, jump in ((1, 4), (3, 2))]
+    for used in (sampler, *jumping):
+        calls.clear()
+        made.append(run(model, conditioned, used))
+        counts.append(len(calls))
+    assert counts == [4, 4, 12]
+    assert torch.equal(made[0], made[1]) and relative(made[2], made[0]) > 1e-3
+    assert torch.allclose(made[2][:, :, 0, :, 3:], conditioned[2]["samples"][:, :, 0, :, 3:], atol=1e-5)
+
+
+def test_samplers_that_cannot_be_run_in_parts(loaded):
+    with pytest.raises(ValueError, match="take a sampler of KSamplerSelect"):
+        run(loaded[0], edited(loaded[2], torch.ones(1, 48, 48)), JodiResampling.execute(object(), 2, 2).result[0])
 
 
 def test_a_canvas_to_be_continued(loaded):
