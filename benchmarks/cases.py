@@ -22,6 +22,7 @@ LABELS = ("lineart", "edge", "depth", "normal", "albedo", "segmentation", "openp
 TASKS = {"joint": (("image", *LABELS), ()), "control": (("image",), ("edge", "depth", "normal")),
          "perceive1": (("depth",), ("image",)), "perceive3": (("depth", "normal", "albedo"), ("image",)),
          "perceive7": (LABELS, ("image",))}
+GROWING = {f"generate{count}": (("image", *LABELS[:count - 1]), ()) for count in range(1, 9)}    # active domains
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Largest difference over largest value: those of the recorded numbers (jodi_core/conformance_cases.py); looser for
 # pictures in bfloat16, as a decoder of random weights magnifies the differences of its latents.
@@ -77,7 +78,7 @@ class Job:
 
     @cached_property
     def roles(self) -> JointRoles:
-        return JointRoles.of(self.setting.size.config.domains, *TASKS[self.task])
+        return JointRoles.of(self.setting.size.config.domains, *(TASKS | GROWING)[self.task])
 
     @property
     def generated(self) -> list[int]:
@@ -93,7 +94,7 @@ def jobs(setting: Setting, stages, tasks, batches, pixels, *, text_tokens: int, 
     """All combinations, with the published number of steps (20; perception 10) unless it is given."""
     made = []
     for stage, task, batch, side in product(stages, tasks, batches, pixels):
-        perception = "image" in TASKS[task][1]
+        perception = "image" in TASKS.get(task, ((), ()))[1]
         made.append(Job(setting, stage, task, batch, side, text_tokens, steps or (10 if perception else 20),
                         1.0 if perception else 4.5))
     return made

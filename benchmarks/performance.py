@@ -112,8 +112,9 @@ def machine(device: torch.device) -> str:
     return f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def heading(options, dtype: str) -> list[str]:
-    command = shlex.join(["python", "benchmarks/performance.py", *options.arguments])
+def heading(script: str, options, dtype: str) -> list[str]:
+    """What was run on what machine. options: of the script, with size, device, rounds, and its arguments."""
+    command = shlex.join(["python", script, *options.arguments])
     return [f"`{command}`", "",
             f"{options.size} model, {dtype}; {machine(torch.device(options.device))}; torch {torch.__version__}, "
             f"Python {platform.python_version()}; {time.strftime('%Y-%m-%d')}; load average at the start "
@@ -187,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     text, all_right = [], True
     for dtype in options.dtypes:
-        start = heading(options, dtype)
+        start = heading("benchmarks/performance.py", options, dtype)
         rows, right = measure(options, Setting(SIZES[options.size], torch.device(options.device), DTYPES[dtype]))
         text += [*start, *table(rows), ""]
         all_right &= right

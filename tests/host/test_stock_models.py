@@ -131,7 +131,7 @@ def test_storage(comfy, lora):
     assert with_lora > e4m3 and stored[3].isfinite().all()
 
 
-@stock("EasyCache, LazyCache", WORKS, "skip steps; given pictures stay exact")
+@stock("EasyCache, LazyCache", WORKS, "skip steps, at a price: docs/performance.md; given pictures stay exact")
 @pytest.mark.parametrize("kind", ["EasyCache", "LazyCache"])
 def test_step_caches(comfy, kind):
     cache = node(kind, model=link("load"), reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False)
@@ -139,6 +139,23 @@ def test_step_caches(comfy, kind):
     plain, made = latents(comfy, prompt, "plain", "made")
     assert 0 < difference(made[:, :, DRAWN], plain[:, :, DRAWN]) < 2    # steps were skipped
     assert difference(made[:, :, GIVEN], plain[:, :, GIVEN]) < 1e-4
+
+
+@stock("CFGOverride", WORKS,
+       "with cfg 1 no guidance in a part of the run, and half of the work there: docs/performance.md")
+def test_no_guidance_in_a_part(comfy):
+    """The second half without guidance is what a second stage with cfg 1 makes of the first."""
+    stage = {"positive": link("roles"), "negative": link("roles", 1), "noise_seed": 1, "steps": 4,
+             "sampler_name": "euler", "scheduler": "simple", "model": link("load")}
+    prompt = scene() | {
+        "new": node("CFGOverride", model=link("load"), cfg=1.0, start_percent=0.4, end_percent=1.0),
+        "plain": ksampler(steps=4), "made": ksampler(steps=4, model=link("new")),
+        "first": node("KSamplerAdvanced", **stage, cfg=3.0, add_noise="enable", latent_image=link("roles", 2),
+                      start_at_step=0, end_at_step=2, return_with_leftover_noise="enable"),
+        "second": node("KSamplerAdvanced", **stage, cfg=1.0, add_noise="disable", latent_image=link("first"),
+                       start_at_step=2, end_at_step=4, return_with_leftover_noise="disable")}
+    plain, made, stages = latents(comfy, prompt, "plain", "made", "second")
+    assert difference(made, stages) < 1e-5 < difference(made, plain)
 
 
 GUIDANCE = {
@@ -194,7 +211,9 @@ def test_stock_loaders(comfy, kind, part, place, field):
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no compiler")
-@stock("TorchCompileModel", WORKS, "needs a compiler; expect a new compilation for another choice of roles or size")
+@stock("TorchCompileModel", WORKS,
+       "needs a compiler; compiles once per choice of roles, not again for a choice that was there before: "
+       "docs/performance.md")
 def test_compilation(comfy):
     """One block, without guidance: what costs time here is the compiler."""
     write(comfy, "stock_shallow.safetensors", lambda tensors: {

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+from comfy_extras.nodes_custom_sampler import CFGGuider, CFGOverride, SamplerCustomAdvanced
 from nodes_fixtures import golden, relative, switch, text
 
 from jodi_core.domains import JODI_DOMAINS, JointRoles
@@ -93,3 +93,15 @@ def test_denoise_varies_what_is_there(loaded):
     near, far = (JodiJointSampler.execute(model, *parts[:2], first, 6, 4, 1.0, denoise).result[0]["samples"]
                  for denoise in (0.25, 1.0))
     assert 0 < relative(near, first["samples"]) < relative(far, first["samples"])
+
+
+def test_without_guidance_in_a_part_only_one_branch_is_evaluated(loaded, monkeypatch):
+    model, clip, vae = loaded
+    parts = switch(vae, text(clip, "a red house"), None, generate=("image", "depth"))
+    network, rows = model.model.diffusion_model, []
+    velocity = network.velocity
+    monkeypatch.setattr(network, "velocity", lambda x, *rest: rows.append(len(x)) or velocity(x, *rest))
+    part = CFGOverride.execute(model, 1.0, 0.5, 1.0).result[0]
+    times = [1 - float(sigma) / (3 - 2 * float(sigma)) for sigma in JodiSigmas.execute(part, 6, 1.0).result[0][:-1]]
+    JodiJointSampler.execute(part, *parts, 5, 6, 3.0)
+    assert rows == [1 if time >= 0.5 else 2 for time in times] and {1, 2} == set(rows)
