@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 END = 1    # `</s>` of T5
+TRAINED_LENGTH = 256    # tokens; of questions with their answers, 128
 VOCABULARY = Path(__file__).parent.parent / "assets" / "t5_tokenizer.json.gz"    # of T5 v1.1, Apache-2.0, by Google
 
 # What follows a question, for the kind of answer that the tuned model is to give (spec 6.2).
@@ -36,8 +37,9 @@ class Words:
     """The tokenizer of a model: text to token numbers and back.
 
     source: a folder with `tokenizer.json`, None for the vocabulary of T5 v1.1; vocab_size: classes of the text head.
-    pad_id follows the folder's pad_token; without one it is `</s>`, as in training. ValueError for another tokenizer
-    than the model's.
+    pad_id follows the folder's pad_token; without one it is `</s>`, as in training. longest: tokens of the longest
+    text that the model was trained on, or fewer if the folder's model_max_length says so. ValueError for another
+    tokenizer than the model's.
     """
 
     def __init__(self, vocab_size: int, source: Path | None = None):
@@ -49,9 +51,12 @@ class Words:
             text = (source / "tokenizer.json").read_text(encoding="utf-8")
         else:
             raise ValueError(f"{source} has no tokenizer.json: give the folder `tokenizer` of the published model")
+        settings = _settings(source)
+        pad = settings.get("pad_token") or "</s>"
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(text), eos_token="</s>",
-                                                 pad_token=_pad_token(source))
+                                                 pad_token=pad["content"] if isinstance(pad, dict) else pad)
         self.mask_id, self.end_id, self.pad_id = vocab_size - 1, END, self.tokenizer.pad_token_id
+        self.longest = min(TRAINED_LENGTH, settings.get("model_max_length") or TRAINED_LENGTH)
         if len(self.tokenizer) != vocab_size or self.tokenizer.eos_token_id != END or \
                 self.mask_id not in self.tokenizer.added_tokens_decoder:
             raise ValueError(
@@ -73,6 +78,13 @@ class Words:
             ids = [*ids[:length - 1], self.end_id]
         return ids + [self.pad_id] * (length - len(ids))
 
+    def whole(self, text: str, length: int) -> list[int]:
+        """A text, then `</s>` up to the length. ValueError if it is longer."""
+        ids = self.ids(text)
+        if len(ids) > length:
+            raise ValueError(f"the text has {len(ids)} tokens, more than {length}: shorten it or raise the length")
+        return ids + [self.end_id] * (length - len(ids))
+
     def blanks(self, prompt: str, length: int, keep_end: bool = False) -> list[int]:
         """A given prompt, "" for none, and blanks up to the length.
 
@@ -91,14 +103,11 @@ class Words:
         ValueError if there is no blank, or the text is too long.
         """
         mask = self.tokenizer.convert_ids_to_tokens(self.mask_id)
-        ids = self.ids(_BLANK.sub(lambda found: mask * int(found[1]), text))
+        ids = self.whole(_BLANK.sub(lambda found: mask * int(found[1]), text), length)
         if self.mask_id not in ids:
             raise ValueError(f"nothing to fill in {text!r}: write {{n}} where n tokens are wanted, as in "
                              "'a {1} house'")
-        if len(ids) > length:
-            raise ValueError(f"the text has {len(ids)} tokens with its blanks, more than {length}: shorten it or raise "
-                             "the length")
-        return ids + [self.end_id] * (length - len(ids))
+        return ids
 
     def answer(self, ids: list[int], start: int = 0) -> str:
         """The text from a place on, up to the first `</s>`."""
@@ -127,8 +136,6 @@ class Words:
         return ids[:length], labels[:length]
 
 
-def _pad_token(source: Path | None) -> str:
-    if source is None or not (source / "tokenizer_config.json").is_file():
-        return "</s>"
-    token = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8")).get("pad_token") or "</s>"
-    return token["content"] if isinstance(token, dict) else token
+def _settings(source: Path | None) -> dict:
+    file = source and source / "tokenizer_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
