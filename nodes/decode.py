@@ -7,7 +7,7 @@ from comfy_execution.graph import ExecutionBlocker
 
 from ..jodi_core.domains import JODI_DOMAINS
 from ..jodi_core.fitting import Fit
-from ..jodi_core.pictures import contact_sheet, postprocess
+from ..jodi_core.pictures import contact_sheet
 from . import joint
 
 AS_GENERATED, LIKE_GIVEN = SIZES = ("as generated", "like the given picture")
@@ -33,15 +33,18 @@ def decode_pixels(vae, samples_BCDhw: torch.Tensor, circular: bool, tile: int) -
     return decoded_BDHW3[..., wrapped * factor:decoded_BDHW3.shape[-2] - wrapped * factor, :]
 
 
-def decode_labels(decoded_BDHW3: torch.Tensor, roles, slots, fit: Fit | None) -> dict[str, torch.Tensor]:
-    """Domain -> post-processed picture (B, 3, H, W) in [0, 1] of some slots, brought back to the source of `fit`."""
+def decode_labels(decoded_BDHW3: torch.Tensor, names: list[str], finish, fit: Fit | None) -> dict[str, torch.Tensor]:
+    """Domain -> post-processed picture (B, 3, H, W) in [0, 1], brought back to the source of `fit`.
+
+    finish(domain, picture in [-1, 1]): of the model's family.
+    """
     pictures = {}
-    for slot, picture_BHW3 in zip(slots, decoded_BDHW3.unbind(1)):
-        name, picture_B3HW = roles.active_names[slot], picture_BHW3.movedim(-1, 1) * 2 - 1
+    for name, picture_BHW3 in zip(names, decoded_BDHW3.unbind(1)):
+        picture_B3HW = picture_BHW3.movedim(-1, 1) * 2 - 1
         if fit is None:
-            pictures[name] = postprocess(name, picture_B3HW)
+            pictures[name] = finish(name, picture_B3HW)
         else:    # padding must not count in the range of a depth map
-            seen_B3HW = postprocess(name, fit.cut_padding(picture_B3HW))
+            seen_B3HW = finish(name, fit.cut_padding(picture_B3HW))
             pictures[name] = fit.restore(seen_B3HW, nearest=name == "segmentation")
     return pictures
 
@@ -109,9 +112,10 @@ def decode(samples: dict, vae, size: str, circular: bool, tile: int,
            name: str | None = None) -> dict[str, torch.Tensor]:
     """Domain -> picture (B, 3, H, W) in [0, 1]: of all generated domains of a LATENT, or of the active one `name`."""
     latent_BCDhw, factor = samples["samples"], vae.spacial_compression_decode()
-    roles = joint.roles_of(samples, latent_BCDhw, vae.joint_config.domains).require_work()
+    roles = joint.roles_of(samples, latent_BCDhw, joint.config_of(vae).domains).require_work()
     if name is not None and name not in roles.active_names:
         raise ValueError(f"this latent has no domain '{name}'; it has {', '.join(roles.active_names)}")
     slots = list(roles.generated_slots) if name is None else [roles.active_names.index(name)]
     fit = fit_to_undo(samples, size, tuple(side * factor for side in latent_BCDhw.shape[-2:]))
-    return decode_labels(decode_pixels(vae, latent_BCDhw[:, :, slots], circular, tile), roles, slots, fit)
+    decoded_BDHW3 = decode_pixels(vae, latent_BCDhw[:, :, slots], circular, tile)
+    return decode_labels(decoded_BDHW3, [roles.active_names[slot] for slot in slots], vae.postprocess, fit)

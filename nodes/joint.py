@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..jodi_core.domains import JointRoles, Role
+from ..jodi_core.domains import JointConfig, JointRoles, Role
 
 ROLES = "jodi_roles"    # LATENT and CONDITIONING: JointRoles
 CLEAN = "jodi_clean"    # CONDITIONING: unscaled joint latent with the given pictures; read in condition slots only
@@ -52,3 +52,10 @@ def roles_of(values: dict, samples: torch.Tensor, domains: tuple[str, ...]) -> J
                          "connect role switch, sampler and decoder to the same Jodi Loader")
     roles.check_latent(samples)
     return roles
+
+
+def config_of(vae) -> JointConfig:
+    """What a VAE tells of the joint model that it serves. ValueError for one that came from another loader."""
+    if not hasattr(vae, "joint_config"):
+        raise ValueError("this VAE belongs to no joint model: connect that of Jodi Loader or JointNet Loader")
+    return vae.joint_config

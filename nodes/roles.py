@@ -47,7 +47,7 @@ def role_input(name: str) -> io.DynamicCombo.Input:
                                  "from what is given (denoise below 1 in the sampler).")
     return io.DynamicCombo.Input(
         name, tooltip=f"{name}: generate it, give it as a picture (condition), leave it out (ignore), or edit a given "
-                      "one. Ignored domains cost nothing.",
+                      "one. Ignored domains cost nothing, and what the model does not have is left out.",
         options=[
             io.DynamicCombo.Option(GENERATE, []),
             io.DynamicCombo.Option(CONDITION, given_inputs(name)),
@@ -101,9 +101,11 @@ class JodiRoleSwitch(io.ComfyNode):
     @classmethod
     def execute(cls, vae, size=None, batch_size=1, positive=None, negative=None, fit=FIT_MODES[0], more=None,
                 feather=0, **roles) -> io.NodeOutput:
-        config, factor = vae.joint_config, vae.spacial_compression_encode()
+        config, factor = joint.config_of(vae), vae.spacial_compression_encode()
         require_choices({"size": size} | {name: roles.get(name) for name in JODI_DOMAINS})
-        told = {name: roles[name] for name in JODI_DOMAINS} | (more or {})
+        # A model without a domain generates it as little as it ignores it; to give it something is a mistake.
+        told = {name: roles[name] for name in JODI_DOMAINS
+                if name in config.domains or roles[name][name] not in (GENERATE, IGNORE)} | (more or {})
         given = Given({name: Choice.read(name, values, config.domains) for name, values in told.items()},
                       config, factor)
         pixels, rows = given.size(size), given.rows(batch_size)

@@ -9,8 +9,9 @@ import comfy.sd
 import torch
 
 from ...jodi_core import weights
+from ...jodi_core.domains import JointConfig
 from ...jodi_core.models.dcae import DCAE
-from ...jodi_core.models.jodi import JodiConfig
+from ...jodi_core.pictures import postprocess
 from .version import require, require_attributes
 
 # Bytes of working memory per byte and pixel, for the widest layers at full resolution with room to spare.
@@ -38,12 +39,13 @@ class JodiVAE(comfy.sd.VAE):
     is, so that every attribute of this and later versions has a value, and then ours takes its place.
     """
 
-    def __init__(self, path: str, joint_config: JodiConfig):
+    def __init__(self, path: str, joint_config: JointConfig):
         require("VAE")
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)})
         require_attributes("VAE", self, REPLACED)
         config, state_dict = weights.read_autoencoder(Path(path))
-        self.joint_config = joint_config    # of the transformer that it serves: domains and sizes for the role switch
+        # What role switch and decoder ask of the model that it serves: domains and sizes, and how labels are finished.
+        self.joint_config, self.postprocess = joint_config, postprocess
         self.latent_channels, self.latent_dim, self.not_video = config.latent_channels, 3, True
         self.upscale_ratio = self.downscale_ratio = (lambda domains: domains, config.factor, config.factor)
         self.upscale_index_formula = self.downscale_index_formula = (1, config.factor, config.factor)
@@ -72,13 +74,13 @@ class JodiVAE(comfy.sd.VAE):
         return pixels * MEMORY_PER_PIXEL * comfy.model_management.dtype_size(dtype)
 
 
-def load_vae(path: str, joint_config: JodiConfig) -> JodiVAE:
+def load_vae(path: str, joint_config: JointConfig) -> JodiVAE:
     """VAE from an autoencoder file in either naming. Raises WeightsError if it is another kind of file or damaged."""
     vae = JodiVAE(path, joint_config)
     vae.patcher.cached_patcher_init = (reload_patcher, (path, joint_config))
     return vae
 
 
-def reload_patcher(path: str, joint_config: JodiConfig, disable_dynamic: bool = False):
+def reload_patcher(path: str, joint_config: JointConfig, disable_dynamic: bool = False):
     """A patcher with weights of its own, for the host's clones on other devices."""
     return JodiVAE(path, joint_config).patcher

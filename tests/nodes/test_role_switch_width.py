@@ -188,6 +188,7 @@ def test_a_model_with_other_domains(heat):
     latent = switched(vae, image="generate", more=more)[2]
     assert latent["samples"][:, :, 1].any()
     with pytest.raises(ValueError, match="no domain normal; it has image, heat, depth"):
-        switched(vae, normal="generate", image=("condition", {"picture": PICTURE}))
+        switched(vae, image="generate", normal=("condition", {"picture": PICTURE}))
+    assert switched(vae, image="generate", normal="generate")[2][joint.ROLES].active_names == ("image",)
     with pytest.raises(ValueError, match="not 'heat'"):
         JodiDomain.execute("heat", {"domain": "generate"}, more)
