@@ -7,7 +7,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import SystemRandom
 
 import torch
@@ -25,7 +24,7 @@ from .pictures import look_square
 from .roles import IMAGE, TEXT, TEXT_FROM_PICTURE, roles_of
 from .t5 import T5States
 from .text_sampling import Network
-from .weights import component, load_t5, load_transformer, read_json
+from .weights import component, load_t5, load_transformer, load_words, read_shift
 from .words import Words, question_prompt
 from .writing import score_texts, write_texts
 
@@ -63,7 +62,7 @@ class DualDiffusionPipeline:
 
         ref: the folder of a published model, or a transformer file, to which text_encoder and autoencoder (folders or
         files) must be named. tokenizer: its folder; default that of the model's folder, else the vocabulary of T5 v1.1.
-        mask_embedding: see `load_t5`. device: default the GPU if there is one. dtype: default bfloat16 on a GPU
+        mask_embedding: see `read_t5`. device: default the GPU if there is one. dtype: default bfloat16 on a GPU
         (float16 overflows in T5), float32 elsewhere. WeightsError for files that do not fit.
         """
         root = locate(ref)
@@ -75,13 +74,9 @@ class DualDiffusionPipeline:
                                "whole model")
         place = place_of(device, dtype)
         network = load_transformer(root, **place)
-        folder = Path(tokenizer) if tokenizer else root / "tokenizer"
-        try:
-            words = Words(network.config.vocab_size, folder if tokenizer or folder.is_dir() else None)
-        except ValueError as error:
-            raise WeightsError(str(error)) from error
+        words = load_words(root, network.config, tokenizer)
         return cls(network, load_t5(parts["text_encoder"], network.config, mask_embedding, **place), words,
-                   load_kl(locate(parts["autoencoder"]), **place), _shift(root / "scheduler" / "scheduler_config.json"))
+                   load_kl(locate(parts["autoencoder"]), **place), read_shift(root))
 
     @torch.no_grad()
     def __call__(self, prompt: str | Sequence[str] = "", *, conditions: dict | None = None,
@@ -210,10 +205,3 @@ class DualDiffusionPipeline:
         latent_BCHW = in_parts(self.autoencoder.encode, square).float()
         latent_BCHW = (latent_BCHW - self.autoencoder.shift) * self.autoencoder.scale
         return latent_BCHW.to(self.network.null_image_embd)
-
-
-def _shift(file: Path) -> float:
-    settings = read_json(file) if file.is_file() else {}
-    if settings.get("use_dynamic_shifting"):
-        raise WeightsError(f"{file} asks for noise levels that depend on the size, which no published model does")
-    return float(settings.get("shift", 3.0))

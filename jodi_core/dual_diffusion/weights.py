@@ -16,6 +16,7 @@ from ..weights import check_keys, kind_of, part_names
 from .config import DualDiffusionConfig
 from .network import DualDiffusionTransformer
 from .t5 import T5States
+from .words import Words
 
 # A Dual Diffusion transformer has all of these; each half of it has a counterpart in another model (spec 2.3).
 FINGERPRINT = ("text_proj_out.weight", "image_proj_out.weight", "transformer_blocks.0.attn.add_q_proj.weight")
@@ -107,7 +108,16 @@ def load_transformer(ref, *, device=None, dtype: torch.dtype | None = None,
 
 def load_t5(ref, config: DualDiffusionConfig, mask_embedding=None, *, device=None,
             dtype: torch.dtype | None = None) -> T5States:
-    """The text encoder of a transformer with this configuration.
+    """The text encoder of a transformer with this configuration; arguments and errors as for `read_t5`."""
+    tensors = read_t5(ref, config, mask_embedding)
+    try:
+        return T5States.from_state_dict(tensors, device=device, dtype=dtype)
+    except ValueError as error:
+        raise WeightsError(f"{ref}: {error}") from error
+
+
+def read_t5(ref, config: DualDiffusionConfig, mask_embedding=None) -> dict[str, Tensor]:
+    """Tensors of a text encoder that suits a transformer, under the published names, as stored.
 
     ref: the folder of a model, its `text_encoder` folder (parts with their index), or a file. mask_embedding: the file
     `mask_token_emb.00-of-01.pth`, for a T5 that does not have the learned row of the mask token. WeightsError for
@@ -129,10 +139,7 @@ def load_t5(ref, config: DualDiffusionConfig, mask_embedding=None, *, device=Non
     if mask_embedding is not None:
         tensors["shared.weight"] = with_mask_row(tensors["shared.weight"], read_tensor(locate(mask_embedding)),
                                                  config.mask_id)
-    try:
-        return T5States.from_state_dict(tensors, device=device, dtype=dtype)
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    return tensors
 
 
 def with_mask_row(table_VE: Tensor, row: Tensor, mask_id: int) -> Tensor:
@@ -141,3 +148,25 @@ def with_mask_row(table_VE: Tensor, row: Tensor, mask_id: int) -> Tensor:
         raise WeightsError(f"the mask embedding has shape {tuple(row.shape)}, but the text encoder's rows have "
                            f"{table_VE.shape[1]} values: they do not belong together")
     return table_VE.index_copy(0, torch.tensor([mask_id]), row.view(1, -1).to(table_VE))
+
+
+def load_words(ref, config: DualDiffusionConfig, tokenizer=None) -> Words:
+    """The tokenizer of a transformer with this configuration.
+
+    ref: the folder of a model, or anything else for the vocabulary of T5 v1.1; tokenizer: a folder in its place.
+    WeightsError if it is not this model's.
+    """
+    folder = Path(tokenizer) if tokenizer else locate(ref) / "tokenizer"
+    try:
+        return Words(config.vocab_size, folder if tokenizer or folder.is_dir() else None)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def read_shift(ref) -> float:
+    """The shift of a picture's noise levels, of the folder of a model; the published one for a file."""
+    file = locate(ref) / "scheduler" / "scheduler_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    if settings.get("use_dynamic_shifting"):
+        raise WeightsError(f"{file} asks for noise levels that depend on the size, which no published model does")
+    return float(settings.get("shift", 3.0))
