@@ -10,6 +10,7 @@ import torch.nn.functional as F
 CROP, PAD, STRETCH = FIT_MODES = ("crop", "pad", "stretch")
 # A cover resize of a very elongated picture is mostly cropped away again; beyond this it would not fit in memory.
 MAX_RESIZED_PIXELS = 64_000_000
+SAME_SHAPE = 0.02    # by which ratios of sides may differ where one thing lies over another
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ def resize(picture_BCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(picture_BCHW.shape[-2:]) == tuple(size):
         return picture_BCHW
     return F.interpolate(picture_BCHW, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether pictures of two (height, width) lie over each other when one is stretched to the other."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) <= SAME_SHAPE
 
 
 def centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

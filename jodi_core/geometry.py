@@ -32,7 +32,7 @@ class Surface:
 def distances(depth: torch.Tensor, near: float, far: float) -> torch.Tensor:
     """A depth label in [0, 1], 1 the nearest -> distances along the view: its values are steps of 1 / distance.
 
-    ValueError unless 0 < near < far.
+    1 / (scale depth + shift) is near = 1 / (scale + shift), far = 1 / shift. ValueError unless 0 < near < far.
     """
     if not 0 < near < far:
         raise ValueError(f"the nearest distance must be above 0 and below the farthest, not {near:g} and {far:g}")
@@ -56,12 +56,36 @@ def rays(pixels_hw2: torch.Tensor, size: tuple[int, int], field_of_view: float) 
                         -torch.ones_like(row_hw)), -1)
 
 
-def build_surface(depth_HW: torch.Tensor, *, near: float, far: float, field_of_view: float, tear: float, longest: int,
-                  normals_3HW: torch.Tensor | None = None, keep_HW: torch.Tensor | None = None) -> Surface:
+def cylinder_rays(pixels_hw2: torch.Tensor, size: tuple[int, int], span: float) -> torch.Tensor:
+    """Directions (h, w, 3) of pixel centres from the axis of a cylinder, of horizontal length 1 (JointNet spec 4.6).
+
+    span: degrees across the width, from x over z; a pixel is as high as wide. ValueError from 180 degrees of height on.
+    """
+    height, width = size
+    if span * height / width >= 180:
+        raise ValueError(f"a cylinder of {span:g} degrees around a picture of {width}x{height} pixels would be "
+                         f"{span * height / width:.0f} degrees high: below 180 it must be, so crop the picture")
+    row_hw, column_hw = (pixels_hw2.double() + 0.5).unbind(-1)
+    around_hw, down_hw = (math.radians(span) / width * part for part in (column_hw, row_hw - height / 2))
+    return torch.stack((around_hw.cos(), -down_hw.tan(), around_hw.sin()), -1).float()
+
+
+def turned(normals_hw3: torch.Tensor, rays_hw3: torch.Tensor) -> torch.Tensor:
+    """Normals as seen along each ray's horizontal direction (x right, y up, z back) in the axes of the cylinder."""
+    x_hw, y_hw, z_hw = normals_hw3.unbind(-1)
+    cos_hw, _, sin_hw = rays_hw3.unbind(-1)    # of the angle around
+    return torch.stack((-sin_hw * x_hw - cos_hw * z_hw, y_hw, cos_hw * x_hw - sin_hw * z_hw), -1)
+
+
+def build_surface(depth_HW: torch.Tensor, *, near: float, far: float, tear: float, longest: int,
+                  field_of_view: float = 50.0, span: float | None = None, normals_3HW: torch.Tensor | None = None,
+                  keep_HW: torch.Tensor | None = None) -> Surface:
     """The surface that a depth label shows.
 
     depth_HW       [0, 1], 1 the nearest; `distances` tells what near and far mean
-    field_of_view  degrees across the width, above 0 and below 180
+    field_of_view  of a camera, degrees across the width, above 0 and below 180
+    span           in place of it: a panorama of so many degrees on a cylinder, whose distances are from its axis; at
+                   360 it is closed, by vertices at the place of the first column whose uvs go on above 1
     tear           no face spans a step in distance of more than this fraction; 0: nothing is torn
     longest        of the vertex grid, in vertices
     normals_3HW    unit vectors, x right, y up, z to the viewer, of the same size: carried along, and steps that the
@@ -72,10 +96,16 @@ def build_surface(depth_HW: torch.Tensor, *, near: float, far: float, field_of_v
     """
     size = tuple(depth_HW.shape)
     pixels_hw2 = grid(size, longest)
+    uvs_hw2 = ((pixels_hw2 + 0.5) / torch.tensor(size)).flip(-1)
+    if span == 360:
+        pixels_hw2 = torch.cat((pixels_hw2, pixels_hw2[:, :1]), 1)
+        uvs_hw2 = torch.cat((uvs_hw2, uvs_hw2[:, :1] + torch.tensor([1.0, 0.0])), 1)
     at = tuple(pixels_hw2.unbind(-1))
-    rays_hw3 = rays(pixels_hw2, size, field_of_view)
+    rays_hw3 = rays(pixels_hw2, size, field_of_view) if span is None else cylinder_rays(pixels_hw2, size, span)
     away_hw = distances(depth_HW[at].float(), near, far)
     normals_hw3 = None if normals_3HW is None else normals_3HW.movedim(0, -1)[at]
+    if normals_hw3 is not None and span is not None:
+        normals_hw3 = turned(normals_hw3, rays_hw3)
     faces_M3 = grid_faces(*away_hw.shape)
     if tear > 0:
         faces_M3 = faces_M3[~torn(faces_M3, away_hw, rays_hw3, normals_hw3, tear)]
@@ -84,7 +114,6 @@ def build_surface(depth_HW: torch.Tensor, *, near: float, far: float, field_of_v
     if not len(faces_M3):
         raise ValueError("nothing is left of the surface: raise the tearing threshold or keep more of it")
     used, faces = faces_M3.unique(return_inverse=True)
-    uvs_hw2 = ((pixels_hw2 + 0.5) / torch.tensor(size)).flip(-1)
     return Surface((rays_hw3 * away_hw[..., None]).flatten(0, 1)[used], uvs_hw2.flatten(0, 1)[used],
                    faces.view_as(faces_M3), None if normals_hw3 is None else normals_hw3.flatten(0, 1)[used])
 
@@ -153,7 +182,8 @@ def glb(surface: Surface, picture_3HW: torch.Tensor) -> bytes:
         "meshes": [{"primitives": [{"attributes": {name: number for number, name in enumerate(arrays)},
                                     "indices": len(arrays), "material": 0}]}],
         "materials": [material], "textures": [{"source": 0, "sampler": 0}],
-        "samplers": [{"wrapS": 33071, "wrapT": 33071}],    # clamp to the edge
+        # Clamp to the edge; a closed panorama goes on at its other side.
+        "samplers": [{"wrapS": 10497 if surface.uvs_N2[:, 0].max() > 1 else 33071, "wrapT": 33071}],
         # Not in a buffer: an offline ComfyUI forbids its viewer to fetch that, and the surface would be white.
         "images": [{"uri": "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()}],
         "accessors": accessors, "bufferViews": views, "buffers": [{"byteLength": len(binary)}],
@@ -167,7 +197,7 @@ def glb(surface: Surface, picture_3HW: torch.Tensor) -> bytes:
 def ply(surface: Surface, picture_3HW: torch.Tensor) -> bytes:
     """A binary PLY point cloud of the vertices, coloured by the picture (3, H, W) in [0, 1]; normals if there are."""
     height, width = picture_3HW.shape[1:]
-    column_N, row_N = (surface.uvs_N2 * torch.tensor([width, height])).long().unbind(1)
+    column_N, row_N = (surface.uvs_N2.frac() * torch.tensor([width, height])).long().unbind(1)
     values_N, names = surface.points_N3, ["x", "y", "z"]
     if surface.normals_N3 is not None:
         values_N, names = torch.cat((values_N, surface.normals_N3), 1), [*names, "nx", "ny", "nz"]

@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from ..jodi_core.domains import JointRoles, nearest_bin
-from ..jodi_core.fitting import Fit, fade
+from ..jodi_core.fitting import Fit, fade, same_shape
 from ..jodi_core.pictures import load_picture
 from . import joint
 
 GENERATE, CONDITION, IGNORE, EDIT, TIMED = ROLE_NAMES = (
     "generate", "condition", "ignore", "edit", "condition for some steps")
-SAME_SHAPE = 0.02    # by which the ratio of sides of a mask may differ from that of its picture
 AUTOMATIC, CUSTOM, LIKE_PICTURE = "automatic", "custom", "like the picture"
 
 
@@ -150,7 +149,7 @@ class Given:
         for name, mask_B1HW in masked.items():
             picture, own = self.known[name].picture, tuple(mask_B1HW.shape[-2:])
             wanted = size if picture is None else tuple(picture.shape[-2:])
-            if own != size and abs(own[0] * wanted[1] / (own[1] * wanted[0]) - 1) > SAME_SHAPE:
+            if own != size and not same_shape(own, wanted):
                 raise ValueError(f"{name}: its mask of {own[1]}x{own[0]} pixels does not lie over {wanted[1]}x"
                                  f"{wanted[0]}: paint it on the picture, or give one of the same shape")
             mask_B1hw = F.adaptive_max_pool2d(
