@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from jodi_core.dual_diffusion.config import PUBLISHED, DualDiffusionConfig
 from jodi_core.dual_diffusion.network import DualDiffusionTransformer
+from jodi_core.dual_diffusion.start import start_from_sd3
+from jodi_core.files import WeightsError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dual_diffusion"
 
@@ -97,3 +99,50 @@ def test_text_head_alone(network, golden):
 def test_latents_that_cannot_be(network, golden, size):
     with pytest.raises(ValueError, match="must be divisible by 2 and at most 24"):
         network.look(torch.zeros(1, 16, *size))
+
+
+# ---- from Stable Diffusion 3 ------------------------------------------------------------------------------------
+
+def sd3_transformer(config: DualDiffusionConfig):
+    """Random, with pooled text features that contribute nothing."""
+    diffusers = pytest.importorskip("diffusers")
+    names = ("sample_size", "patch_size", "in_channels", "out_channels", "num_layers", "attention_head_dim",
+             "num_attention_heads", "joint_attention_dim", "caption_projection_dim", "pos_embed_max_size")
+    sd3 = diffusers.SD3Transformer2DModel(**{name: getattr(config, name) for name in names}, pooled_projection_dim=32)
+    torch.manual_seed(0)
+    for name, parameter in sd3.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.0 if "text_embedder" in name else 0.1)
+    return sd3.eval().requires_grad_(False)
+
+
+def test_most_of_it_is_in_stable_diffusion_3(network, weights):
+    """All but 15 tensors, at any depth: 673 of the published 688."""
+    theirs = sd3_transformer(network.config).state_dict()
+    assert sum(name in theirs and theirs[name].shape == value.shape for name, value in weights.items()) == \
+        len(weights) - 15
+
+
+def test_it_begins_as_stable_diffusion_3(network, golden):
+    """Pictures are the same; what is new reaches the text alone."""
+    sd3, latents = sd3_transformer(network.config), golden["forward.0.latents"]
+    states, t = golden["forward.0.encoder_hidden_states"], golden["forward.0.timestep"]
+    begun = DualDiffusionTransformer(network.config)
+    begun.init_weights()
+    begun.load_state_dict(start_from_sd3(sd3.state_dict(), begun.state_dict()), strict=True)
+    expected = sd3(latents, states, torch.randn(2, 32), t).sample
+    torch.testing.assert_close(begun.eval()(latents, states, t)[0], expected, atol=5e-5, rtol=0)
+    for name in ("transformer_blocks.1.ff_context.net.2.weight", "transformer_blocks.1.attn.to_add_out.weight"):
+        begun.state_dict()[name].mul_(3)
+    torch.testing.assert_close(begun(latents, states, t)[0], expected, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda sd3: {"text_proj_out.weight": torch.zeros(1)}, "this is a Dual Diffusion transformer, but a Stable"),
+    (lambda sd3: sd3 | {"context_embedder.weight": torch.zeros(128, 64)},
+     r"context_embedder.weight is \(128, 48\) in the new network and \(128, 64\).*not of one size"),
+    (lambda sd3: sd3 | {"transformer_blocks.0.attn2.to_q.weight": torch.zeros(1)}, "another version of it, or larger"),
+])
+def test_another_beginning_is_refused(network, change, message):
+    sd3 = sd3_transformer(network.config).state_dict()
+    with pytest.raises(WeightsError, match=message):
+        start_from_sd3(change(sd3), network.state_dict())
