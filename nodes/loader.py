@@ -19,6 +19,7 @@ WEIGHT_DTYPES = {
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
+    "int8": {"int8": True},
 }
 
 

@@ -120,19 +120,21 @@ def keep_given(executor, x, *arguments, **options):
     return denoised
 
 
-def build(host_config, state_dict: dict, model_options: dict) -> JointModel:
+def build(host_config, state_dict: dict, model_options: dict) -> comfy.model_base.BaseModel:
     """The host's model of a configuration, in the number types that suit file, device and options; without weights."""
     management = comfy.model_management
     device, supported = management.get_torch_device(), host_config.supported_inference_dtypes
+    quantised = host_config.quant_config is not None    # the numbers in the file say nothing about the computation then
     dtype = model_options.get("dtype") or management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(state_dict), supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(state_dict))
-    host_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, supported), device=device)
+        weight_dtype=None if quantised else comfy.utils.weight_dtype(state_dict))
+    cast = management.unet_manual_cast(None if quantised else dtype, device, supported)
+    host_config.set_inference_dtype(dtype, cast, device=device)
     host_config.optimizations["fp8"] = model_options.get("fp8_optimizations", False)
     return host_config.get_model(state_dict)
 
 
-def place(model: JointModel, state_dict: dict, disable_dynamic: bool):
+def patcher_of(model: comfy.model_base.BaseModel, state_dict: dict, disable_dynamic: bool):
     """MODEL of a model and its weights."""
     management = comfy.model_management
     offload_device = management.unet_offload_device()
@@ -141,6 +143,12 @@ def place(model: JointModel, state_dict: dict, disable_dynamic: bool):
     if not management.is_device_cpu(offload_device):
         model.to(offload_device)
     model.load_model_weights(state_dict, "", assign=patcher.is_dynamic())
+    return patcher
+
+
+def place(model: JointModel, state_dict: dict, disable_dynamic: bool):
+    """MODEL of a joint model and its weights."""
+    patcher = patcher_of(model, state_dict, disable_dynamic)
     patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "jodi", keep_given)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "jodi", refuse_flat_areas)
     return patcher

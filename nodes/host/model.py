@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from ...jodi_core import weights
 from ...jodi_core.models.jodi import JodiConfig, JodiTransformer, published_name
 from .. import joint
+from .int8 import HOST_LAYERS, from_int8, to_int8
 from .joint_model import JointCall, JointModel, build, place
 from .latent import JointLatent
 from .sampling import FlowDPM, flow_grid
@@ -83,7 +84,7 @@ class JodiModelConfig(comfy.supported_models_base.BASE):
         return JodiModel(self, device=device)
 
     def process_unet_state_dict_for_saving(self, state_dict):
-        published = {published_name(key): tensor for key, tensor in state_dict.items()}
+        published = {published_name(key): tensor for key, tensor in from_int8(state_dict).items()}
         return super().process_unet_state_dict_for_saving(
             published | weights.metadata_tensor("transformer", self.unet_config["config"]))
 
@@ -117,13 +118,16 @@ def keep_in_16bit(network: torch.nn.Module, state_dict: dict) -> None:
 
 
 def load_model(path: str, model_options: dict = {}, disable_dynamic: bool = False):
-    """MODEL from a transformer file. model_options as for the host's loaders: dtype, fp8_optimizations.
+    """MODEL from a transformer file. model_options as for the host's loaders: dtype, fp8_optimizations; and int8.
 
     Raises WeightsError if the file is not a joint transformer, or its tensors do not fit.
     """
     require("model")
     config, state_dict = weights.read_transformer(Path(path))
-    model = build(JodiModelConfig(config), state_dict, model_options)
+    host_config = JodiModelConfig(config)
+    if model_options.get("int8", False):
+        state_dict, host_config.quant_config = to_int8(state_dict), HOST_LAYERS
+    model = build(host_config, state_dict, model_options)
     if model.get_dtype().itemsize == 1:
         keep_in_16bit(model.diffusion_model, state_dict)
     patcher = place(model, state_dict, disable_dynamic)

@@ -117,18 +117,20 @@ def test_one_file_with_all_parts(comfy):
     assert difference(again, expected) < 1e-4
 
 
-@stock("bf16 and fp8 storage (Jodi Loader's weight_dtype)", WORKS, "small differences; with a LoRA on top as well")
+@stock("bf16, int8 and fp8 storage (Jodi Loader's weight_dtype)", WORKS,
+       "small differences; with a LoRA on top as well")
 def test_storage(comfy, lora):
     write(comfy, "stock_bf16.safetensors", lambda tensors: {key: value.bfloat16() for key, value in tensors.items()})
     models = {"bf16": loader("stock_bf16.safetensors"), "e4m3": loader("stock_float.safetensors", "fp8_e4m3fn"),
               "e5m2": loader("stock_float.safetensors", "fp8_e5m2"),
+              "int8": loader("stock_float.safetensors", "int8"),
               "lora": node("LoraLoaderModelOnly", model=link("e4m3"), lora_name=lora, strength_model=1.0)}
     prompt = scene(model="stock_float.safetensors") | models | {"made": ksampler()} | {
         f"made_{name}": ksampler(model=link(name)) for name in models}
     plain, *stored = latents(comfy, prompt, "made", *(f"made_{name}" for name in models))
-    bf16, e4m3, e5m2, with_lora = (float((made - plain).abs().mean() / plain.abs().mean()) for made in stored)
-    assert 0 < bf16 < e4m3 < e5m2 < 0.5
-    assert with_lora > e4m3 and stored[3].isfinite().all()
+    bf16, e4m3, e5m2, int8, with_lora = (float((made - plain).abs().mean() / plain.abs().mean()) for made in stored)
+    assert 0 < bf16 < int8 < e4m3 < e5m2 < 0.5
+    assert with_lora > e4m3 and stored[-1].isfinite().all()
 
 
 @stock("EasyCache, LazyCache", WORKS, "skip steps, at a price: docs/performance.md; given pictures stay exact")
