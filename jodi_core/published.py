@@ -15,6 +15,14 @@ PUBLISHED = {
     "text_encoder": tuple(_GEMMA + name for name in (
         "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "tokenizer.model")),
 }
+# JointNet's authors publish two folders, zipped, and no text encoder and autoencoder: those of its base belong to it.
+_JOINTNET = "https://docs-assets.developer.apple.com/ml-research/models/iclr24-jointnet/"
+JOINTNET_LINKS = (
+    {"name": "rgbd_inpaint_sd21b.zip", "url": f"{_JOINTNET}rgbd_inpaint_sd21b.zip", "directory": "diffusers"},
+    {"name": "rgbd_finetune_sd21b.zip", "url": f"{_JOINTNET}rgbd_finetune_sd21b.zip", "directory": "diffusers"},
+    {"name": "v2-1_512-ema-pruned.safetensors", "directory": "checkpoints",
+     "url": "https://huggingface.co/stabilityai/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors"},
+)
 TEXT_ENCODER_FILE = "gemma-2-2b-it.safetensors"  # made of its published files, which ComfyUI does not read
 ARRIVALS = ".jodi-arrivals"  # in the models folder, while a download is on its way
 
@@ -41,6 +49,13 @@ def how_to_get(kind: str) -> str:
         return (f"Run `python -m jodi_core download published --comfyui DIR` in the pack's folder: it makes "
                 f"{folder}/{TEXT_ENCODER_FILE}")
     return f"Save {web_address(PUBLISHED[kind])} as {folder}/{hub_file_name(PUBLISHED[kind])}"
+
+
+def how_to_get_jointnet(model: bool) -> str:
+    """One sentence, without its full stop: where a JointNet is (model) or its base, and where it belongs."""
+    link = JOINTNET_LINKS[0 if model else -1]
+    unpacked = "Unpack" if model else "Save"
+    return f"{unpacked} {link['url']} into models/{link['directory']}"
 
 
 def download(ref: str, *, folder: Path | None = None, comfyui: Path | None = None) -> Path:

@@ -1,5 +1,7 @@
 """MODEL: JointNet out of the host's own Stable Diffusion U-Nets, so that its samplers, LoRA and offloading apply."""
 
+from pathlib import Path
+
 import comfy.model_base
 import comfy.supported_models_base
 import comfy.utils
@@ -7,14 +9,19 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, forward_timestep_embed
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
-from ...jodi_core.files import WeightsError
+from ...jodi_core.files import WeightsError, read_header
 from ...jodi_core.jointnet.config import JointNetConfig
+from ...jodi_core.jointnet.loading import read_jointnet
 from ...jodi_core.jointnet.network import add_exchange, known_input, predict_noise
-from ...jodi_core.weights import check_keys
+from ...jodi_core.weights import check_keys, kind_of, metadata_tensor
 from .. import joint
 from .joint_model import JointCall, JointModel, build, place
 from .latent import JointLatent
 from .sampling import KnownDDIM, ddim_levels
+from .version import require
+
+# A tensor by whose spread ComfyUI, too, tells the two versions of Stable Diffusion 2 apart.
+VELOCITY_SIGN = "unet.up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 
 
 class HostBranch(UNetModel):
@@ -125,6 +132,36 @@ class JointNetModelConfig(comfy.supported_models_base.BASE):
 
     def get_model(self, state_dict, prefix="", device=None):
         return JointNetModel(self, device=device)
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        """Under the names of our files, without the host's prefix for U-Nets that its own loader would take."""
+        config = self.unet_config["config"]
+        names = published_names(config, state_dict)
+        return {names[name]: tensor for name, tensor in state_dict.items()} | metadata_tensor("jointnet", config)
+
+
+def load_jointnet(path: str, model_options: dict = {}, empty_text_1MC: torch.Tensor | None = None,
+                  disable_dynamic: bool = False):
+    """MODEL from a published folder or a file made of one. model_options as for the host's loaders.
+
+    empty_text_1MC: features of the empty prompt, for conditioning without text. WeightsError if it is no complete
+    JointNet, or was made from the 768 pixel version of Stable Diffusion 2.1, which predicts velocity.
+    """
+    require("model")
+    if Path(path).is_file() and kind_of(read_header(Path(path)).shapes) == "transformer":
+        raise WeightsError(f"{path} is a Jodi transformer: choose it in Jodi Loader, or a JointNet here")
+    config, tensors = read_jointnet(path)
+    sign = tensors.get(VELOCITY_SIGN)
+    if sign is not None and sign.float().std(correction=0) > 0.09:
+        raise WeightsError(f"{path} was made from the 768 pixel version of Stable Diffusion 2.1, which predicts "
+                           "velocity: only JointNets on the base version (512 pixels) are supported")
+    if empty_text_1MC is not None and empty_text_1MC.shape[-1] != config.text_width:
+        raise WeightsError(f"this text encoder gives {empty_text_1MC.shape[-1]} numbers per token, but the model takes "
+                           f"{config.text_width}: use that of Stable Diffusion 2.1 with the published model")
+    patcher = from_tensors(config, tensors, path, model_options, disable_dynamic)
+    patcher.model.empty_text_1MC = empty_text_1MC
+    patcher.cached_patcher_init = (load_jointnet, (path, model_options, empty_text_1MC))
+    return patcher
 
 
 def unet_settings(config: JointNetConfig) -> dict:
