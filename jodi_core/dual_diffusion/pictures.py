@@ -8,6 +8,8 @@ from PIL import Image
 from ..fitting import CROP, Fit, resize
 from ..pictures import fit_for_training, load_picture, to_pil, to_rgb
 
+TRAINED_SIDE = 512    # pixels; of the published models
+
 
 def look_square(picture_B3HW: torch.Tensor, side: int, mode: str = CROP) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> (B, 3, side, side) in [-1, 1], as a picture is read for captions and questions.

@@ -20,7 +20,7 @@ from ..kl import KLAutoencoder, load_kl
 from ..pictures import load_picture
 from .network import DualDiffusionTransformer
 from .picture_sampling import noise_levels, sample_picture
-from .pictures import look_square
+from .pictures import TRAINED_SIDE, look_square
 from .roles import IMAGE, TEXT, TEXT_FROM_PICTURE, roles_of
 from .t5 import T5States
 from .text_sampling import Network
@@ -28,8 +28,7 @@ from .weights import component, load_t5, load_transformer, load_words, read_shif
 from .words import Words, question_prompt
 from .writing import score_texts, write_texts
 
-TRAINED_SIDE = 512        # pixels; of the published models
-ANSWER_LENGTH = 128       # tokens, question included
+ANSWER_LENGTH = 128    # tokens, question included
 
 
 @dataclass(frozen=True)

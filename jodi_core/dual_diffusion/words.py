@@ -69,14 +69,14 @@ class Words:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, self.end_id] if end else ids
 
-    def prompt(self, text: str, length: int) -> list[int]:
-        """A prompt with `</s>`, cut or padded to the length. Warns about what is cut."""
+    def prompt(self, text: str, length: int, pad_id: int | None = None) -> list[int]:
+        """A prompt with `</s>`, cut or padded to the length; pad_id: None for the model's. Warns about what is cut."""
         ids = self.ids(text)
         if len(ids) > length:
             warnings.warn(f"the prompt has {len(ids)} tokens, the model reads {length}: it ends after "
                           f"{self.tokenizer.decode(ids[:length - 1])[-40:]!r}", stacklevel=2)
             ids = [*ids[:length - 1], self.end_id]
-        return ids + [self.pad_id] * (length - len(ids))
+        return ids + [self.pad_id if pad_id is None else pad_id] * (length - len(ids))
 
     def whole(self, text: str, length: int) -> list[int]:
         """A text, then `</s>` up to the length. ValueError if it is longer."""

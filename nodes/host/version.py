@@ -21,6 +21,8 @@ NEEDED = {
     "VAE": ("comfy.sd:VAE", "comfy.model_patcher:CoreModelPatcher", "comfy.model_management:vae_dtype"),
     "CLIP": ("comfy.sd:CLIP", "comfy.sd1_clip:SDClipModel", "comfy.text_encoders.llama:Gemma2_2B",
              "comfy.text_encoders.spiece_tokenizer:SPieceTokenizer"),
+    "CLIP of Dual Diffusion": ("comfy.sd:CLIP", "comfy.sd1_clip:SD1ClipModel", "comfy.text_encoders.t5:T5",
+                               "comfy.text_encoders.sd3_clip:T5XXLModel"),
     "sampler": ("comfy.samplers:KSAMPLER", "comfy.sample:sample_custom", "comfy.sample:fix_empty_latent_channels"),
 }
 

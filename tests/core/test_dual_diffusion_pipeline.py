@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from dual_diffusion_files import GOLDEN, TRANSFORMER, write_folder, write_tokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from jodi_core.convert import convert, inspect
 from jodi_core.dual_diffusion.pipeline import DualDiffusionPipeline
 from jodi_core.dual_diffusion.text_sampling import TextOptions
 from jodi_core.dual_diffusion.weights import is_dual_diffusion, load_t5, read_transformer
@@ -17,24 +19,9 @@ from jodi_core.files import WeightsError
 from jodi_core.weights import kind_of, read_part
 
 pytest.importorskip("diffusers")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 pytest.importorskip("transformers")
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "dual_diffusion"
-WORDS = ["a", "red", "blue", "house", "car", "lake", "beside", "Q:", "A:", "what", "colour", "is", "the", "?", "yes"]
-TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def write_tokenizer(folder: Path, size: int, **settings) -> None:
-    folder.mkdir(parents=True)
-    vocabulary = ["<pad>", "</s>", "<unk>", *WORDS]
-    vocabulary += [f"w{i}" for i in range(size - len(vocabulary) - 1)] + ["<extra_id_0>"]
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(vocabulary)},
-                                                                 unk_token="<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(["<pad>", "</s>", "<extra_id_0>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +30,15 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, golden):
-    """The networks of the recordings, an autoencoder and a tokenizer; the T5 in two parts."""
+def folder(tmp_path_factory):
+    """The networks of the recordings, an autoencoder and a tokenizer."""
     from diffusers import AutoencoderKL
-    root, values = tmp_path_factory.mktemp("dual"), json.loads((GOLDEN / "golden.json").read_text())
-    for name in ("transformer", "text_encoder"):
-        (root / name).mkdir()
-    (root / "transformer" / "config.json").write_text(json.dumps(values["transformer_config"]))
-    save_file({name.removeprefix("transformer."): value for name, value in golden.items()
-               if name.startswith("transformer.")}, root / TRANSFORMER)
-    t5 = {name.removeprefix("text_encoder."): value for name, value in golden.items()
-          if name.startswith("text_encoder.")}
-    parts = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(t5)}
-    for part in set(parts.values()):
-        save_file({name: t5[name] for name, where in parts.items() if where == part}, root / "text_encoder" / part)
-    (root / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    root = tmp_path_factory.mktemp("dual")
+    write_folder(root)
     torch.manual_seed(0)
     AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4,
                   up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=16, scaling_factor=1.5305,
                   shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).save_pretrained(root / "vae")
-    write_tokenizer(root / "tokenizer", values["transformer_config"]["vocab_size"], model_max_length=24)
-    (root / "scheduler").mkdir()
-    (root / "scheduler" / "scheduler_config.json").write_text('{"shift": 3.0}')
     return root
 
 
@@ -106,6 +80,24 @@ def test_single_files(folder, tmp_path, name, content):
     config, read = read_transformer(file)
     assert asdict(config) == asdict(read_transformer(folder)[0]) | {"sample_size": 128}    # which only scales a table
     assert read.keys() == tensors.keys() and is_dual_diffusion(content(tensors) if "saved" in name else tensors)
+
+
+def test_conversion_keeps_everything(folder, tmp_path):
+    """What the trainer writes, as one safetensors file that needs no config.json."""
+    torch.save(load_file(folder / TRANSFORMER), tmp_path / "consolidated_ema.00-of-01.pth")
+    shutil.copyfile(folder / "transformer" / "config.json", tmp_path / "config.json")
+    assert convert(tmp_path / "consolidated_ema.00-of-01.pth", tmp_path / "ema.safetensors") == "dual_diffusion"
+    assert convert(folder, tmp_path / "folder.safetensors", dtype=torch.bfloat16) == "dual_diffusion"
+    (tmp_path / "config.json").unlink()
+    expected = read_transformer(folder)
+    for name, dtype in (("ema", None), ("folder", torch.bfloat16)):
+        config, tensors = read_transformer(tmp_path / f"{name}.safetensors")
+        assert config == expected[0] and tensors.keys() == expected[1].keys()
+        assert all(torch.equal(value, expected[1][key].to(dtype or value.dtype)) for key, value in tensors.items())
+    about = inspect(tmp_path / "folder.safetensors")
+    assert about["kind"] == "dual_diffusion" and about["config"]["sample_size"] == 8
+    with pytest.raises(WeightsError, match="loses too much in 8 bits"):
+        convert(folder, tmp_path / "small.safetensors", dtype=torch.float8_e4m3fn)
 
 
 def test_parts_named_one_by_one(folder, golden, pipe):
@@ -161,7 +153,7 @@ def test_another_transformer_is_refused(other, change, message):
 
 
 def test_jodi_s_loader_says_what_it_is(folder):
-    assert kind_of(load_file(folder / TRANSFORMER)) == "a Dual Diffusion transformer"
+    assert kind_of(load_file(folder / TRANSFORMER)) == "dual_diffusion"
     with pytest.raises(WeightsError, match="is a Dual Diffusion transformer, but a Jodi transformer is wanted"):
         read_part(folder / TRANSFORMER, "transformer")
 
