@@ -11,7 +11,7 @@ from importlib import import_module
 _HOMES = {
     "JodiConfig": ".models.jodi", "JodiTransformer": ".models.jodi", "Role": ".domains",
     "flow_timesteps": ".sampling", "sample_flow_dpm": ".sampling", "JodiPipeline": ".pipeline",
-    "DualDiffusionPipeline": ".dual_diffusion.pipeline",
+    "DualDiffusionPipeline": ".dual_diffusion.pipeline", "JointNetPipeline": ".jointnet.pipeline",
 }
 __all__ = sorted(_HOMES)
 

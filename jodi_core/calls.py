@@ -19,6 +19,13 @@ def place_of(device=None, dtype: torch.dtype | None = None) -> dict:
     return {"device": device, "dtype": dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)}
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU, so that a seed means the same everywhere. ValueError for a seed that it does not take."""
+    if not 0 <= seed < 2 ** 64:
+        raise ValueError(f"seed {seed} must be between 0 and 2^64 - 1")
+    return torch.Generator().manual_seed(seed)
+
+
 def rows_of(prompts: list[str], pictures: dict[str, Tensor]) -> int:
     """Rows that prompts and picture batches make together; ValueError if they disagree."""
     if not prompts:

@@ -1,4 +1,4 @@
-"""Recorded numbers of the original against ours: `python -m jodi_core.conformance DIR`.
+"""Recorded numbers of the originals against ours: `python -m jodi_core.conformance DIR`.
 
 DIR holds recordings in the layout of tests/golden/jodi. Every case found is computed and compared, one row each; the
 exit status is 1 if a case fails, a file is unknown or incomplete, or nothing was run. Sub-folders are run as well.
@@ -16,6 +16,7 @@ import torch
 
 from . import conformance_cases as cases
 from . import conformance_dual as dual
+from . import conformance_jointnet as jointnet
 from . import conformance_models as models
 from .conformance_cases import Recording, Row
 
@@ -46,6 +47,8 @@ FAMILIES = (
     Family(r"roles.*", ("json",), cases.roles),
     Family(r"geometry.*", ("json",), cases.geometry),
     Family(r"text.*", ("json",), cases.text),
+    Family(r"jointnet.*", PAIR, jointnet.recorded),
+    Family(r"published_state_dict_keys", ("json",), jointnet.keys),
     Family(r"golden.*", PAIR, dual.golden),
     Family(r"tokenization.*", ("json",), dual.tokenization),
 )

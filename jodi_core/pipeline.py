@@ -15,7 +15,7 @@ from random import SystemRandom
 import torch
 from torch import Tensor
 
-from .calls import in_parts, place_of, rows_of
+from .calls import in_parts, place_of, rows_of, seeded
 from .domains import JointRoles, nearest_bin
 from .files import WeightsError
 from .fitting import fit, resize
@@ -161,11 +161,9 @@ class JodiPipeline:
     def noise(self, rows: int, size: tuple[int, int], seed: int) -> Tensor:
         """Initial noise (rows, L, C, h, w) for *all* domains of the model, whatever their roles: a seed then means
         the same noise for a domain whichever others take part. size: (height, width) of a bin in pixels."""
-        if not 0 <= seed < 2 ** 64:
-            raise ValueError(f"seed {seed} must be between 0 and 2^64 - 1")
         factor = self.autoencoder.config.factor
         shape = rows, len(self.domains), self.config.in_channels, size[0] // factor, size[1] // factor
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(shape, generator=seeded(seed))
 
     def encode_text(self, prompts: Sequence[str], negative_prompt: str = "", guidance: float = 1.0) -> TextFeatures:
         """Features of the prompts and, for guidance other than 1, of the unconditional branch (spec 4).

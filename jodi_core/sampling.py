@@ -74,7 +74,7 @@ def guided(branches: Velocity, guidance: float, rescale: float = 0.0) -> Velocit
         unconditional, conditional = branches(x, t).float().chunk(2)
         result = unconditional + guidance * (conditional - unconditional)
         if rescale:
-            spread, wanted = (part.flatten(1).std(dim=1).view(-1, *[1] * (x.ndim - 1)) for part in (result, conditional))
-            result = rescale * result * wanted / spread + (1 - rescale) * result
+            wanted, spread = (rows.flatten(1).std(dim=1) for rows in (conditional, result))
+            result = result * (rescale * wanted / spread + 1 - rescale).view(-1, *[1] * (x.ndim - 1))
         return result
     return velocity

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..domains import JointRoles
 from ..sampling import Callback, guided, sample_flow_euler
 from ..tiles import Tiling, merge
-from .config import LATENT_FACTOR
 from .network import JointNet, known_input
 from .schedule import sigmas, timesteps
 
@@ -26,6 +25,13 @@ class Known:
     def put_back(self, x_BCDHW: Tensor, noise_BCDHW: Tensor | float = 0.0) -> Tensor:
         """x with the known areas replaced by the clean latents and this noise."""
         return self.mask_B1DHW * x_BCDHW + (1 - self.mask_B1DHW) * (self.clean_BCDHW + noise_BCDHW)
+
+    def for_rows(self, rows: int) -> "Known":
+        """Each of several rows repeated for as many neighbours of a larger batch."""
+        if len(self.clean_BCDHW) in (1, rows):
+            return self
+        times = rows // len(self.clean_BCDHW)
+        return Known(*(part.repeat_interleave(times, dim=0) for part in (self.clean_BCDHW, self.mask_B1DHW)))
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,11 @@ def predictor(network: JointNet, text_TMC: Tensor, roles: JointRoles, how: Sampl
     return predict
 
 
-def latent_mask(mask_B1HW: Tensor, any_unknown: bool = False) -> Tensor:
-    """A mask at pixel size, 1 = generate, at latent size: (B, 1, H, W) -> (B, 1, H / 8, W / 8) of zeros and ones.
+def latent_mask(mask_B1HW: Tensor, factor: int, any_unknown: bool = False) -> Tensor:
+    """A mask at pixel size, 1 = generate, at latent size, `factor` times smaller: zeros and ones (B, 1, h, w).
 
     Values from 0.5 on are 1. Of each block the top left pixel counts, as published; any_unknown: all of them, so that
     thin strokes are not lost.
     """
     mask_B1HW = (mask_B1HW >= 0.5).float()
-    return F.max_pool2d(mask_B1HW, LATENT_FACTOR) if any_unknown else mask_B1HW[..., ::LATENT_FACTOR, ::LATENT_FACTOR]
+    return F.max_pool2d(mask_B1HW, factor) if any_unknown else mask_B1HW[..., ::factor, ::factor]
