@@ -31,9 +31,11 @@ class KLAutoencoder:
         self.channels, self.factor = settings.latent_channels, 2 ** (len(settings.block_out_channels) - 1)
         self.scale, self.shift = settings.scaling_factor, settings.shift_factor or 0.0
 
-    def encode(self, picture_BCHW: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, channels, h, w), not scaled: the mean of what it could be, always the same."""
-        return self.model.encode(picture_BCHW.to(self.model.device, self.model.dtype)).latent_dist.mode()
+    def encode(self, picture_BCHW: Tensor, noise_BCHW: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, channels, h, w), not scaled: the mean of what it could be, always the same,
+        or a sample of it by noise of that shape."""
+        found = self.model.encode(picture_BCHW.to(self.model.device, self.model.dtype)).latent_dist
+        return found.mean if noise_BCHW is None else found.mean + found.std * noise_BCHW.to(found.mean)
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         """Latents, not scaled -> (B, 3, H, W) in about [-1, 1]."""

@@ -1,11 +1,14 @@
 """JointNet from pictures to pictures, by the recorded tiny model and stand-ins for the parts of Stable Diffusion."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from jodi_core.conformance_cases import Recording
 from jodi_core.files import WeightsError
@@ -17,6 +20,7 @@ pytest.importorskip("diffusers")
 from jodi_core.conformance_jointnet import Case  # noqa: E402
 from jodi_core.jointnet.pipeline import JointNetPipeline, refuse_velocity  # noqa: E402
 from jodi_core.jointnet.programs import convert, expand, panorama, panorama_tiling, upsample  # noqa: E402
+from jodi_core.jointnet.text import load_clip_text  # noqa: E402
 
 CASE = Case(Recording(Path(__file__).parent.parent / "golden" / "jointnet", "jointnet_tiny"))
 SHORT = Sampling(steps=3)
@@ -226,3 +230,77 @@ def test_parts_that_do_not_belong(pipe, tmp_path):
     (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
     with pytest.raises(WeightsError, match="predicts velocity"):
         refuse_velocity(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder as Stable Diffusion 2.1 base is published, of tiny random parts."""
+    transformers, diffusers = pytest.importorskip("transformers"), pytest.importorskip("diffusers")
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+                            block_out_channels=[32] * 4, latent_channels=4).save_pretrained(folder / "vae")
+    diffusers.DDIMScheduler().save_config(folder / "scheduler")
+    transformers.CLIPTextModel(transformers.CLIPTextConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=24, num_attention_heads=2,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0)).save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    words = ["!", "<|startoftext|>", "<|endoftext|>", *"abcdefgh", *(letter + "</w>" for letter in "abcdefgh")]
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "CLIPTokenizer", "pad_token": "!", "model_max_length": 77}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A published folder of the inpaint variant."""
+    folder = tmp_path_factory.mktemp("rgbd") / "checkpoint"
+    for branch in ("unet", "jointnet"):
+        (folder / branch).mkdir(parents=True)
+        (folder / branch / "config.json").write_text(json.dumps(CASE.values["unet_config"]))
+        save_file(CASE.part(f"{branch}/"), folder / branch / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def test_from_files(base, model):
+    pipe = JointNetPipeline.from_pretrained(model, base, device="cpu")
+    given = picture()
+    result = convert(pipe, given, "depth", "a b", how=SHORT, seed=1)
+    assert result.pictures["depth"].shape == given.shape
+    again = convert(pipe, given, "depth", "a b", how=SHORT, seed=1)
+    other = convert(pipe, given, "depth", "c", how=SHORT, seed=1)
+    assert torch.equal(result.latent_BCDHW, again.latent_BCDHW)
+    assert not torch.equal(result.latent_BCDHW, other.latent_BCDHW)
+    # A picture is encoded as a sample of the posterior, by the seed.
+    means = pipe.autoencoder.encode(given * 2 - 1) * pipe.config.latent_scale
+    assert 0 < (result.latent_BCDHW[:, :, 0] - means).abs().max()
+
+
+def test_text_features(base):
+    """The last layer of the whole tower is left out, the final norm is not; nothing is masked."""
+    import transformers
+    text = load_clip_text(base, dtype=torch.float32)
+    assert len(text.model.encoder.layers) == 23
+    features = text.encode(["a b", ""])
+    assert features.shape == (2, 77, 16)
+    whole = transformers.CLIPTextModel.from_pretrained(base, subfolder="text_encoder").eval()
+    tokens = torch.tensor([[1, 11, 12, 2, *[0] * 73], [1, 2, *[0] * 75]])
+    before_last = []
+    whole.encoder.layers[22].register_forward_hook(lambda module, inputs, output: before_last.append(output))
+    with torch.no_grad():
+        whole(tokens)
+        torch.testing.assert_close(whole.final_layer_norm(before_last[0]), features)
+
+
+def test_a_base_without_its_parts(base, model, tmp_path):
+    with pytest.raises(WeightsError, match="has no folder vae"):
+        JointNetPipeline.from_pretrained(model, tmp_path, device="cpu")
+    shutil.copytree(base / "vae", tmp_path / "vae")
+    with pytest.raises(WeightsError, match="no usable text_encoder"):
+        JointNetPipeline.from_pretrained(model, tmp_path, device="cpu")("a", how=SHORT)
+    values = json.loads((tmp_path / "vae" / "config.json").read_text())
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(values | {"scaling_factor": 0.13025}))
+    with pytest.raises(WeightsError, match="0.13025.* instead of .*0.18215"):
+        JointNetPipeline.from_pretrained(model, tmp_path, device="cpu")
