@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .custom_sampling import JodiNoise, JodiSampler, JodiSigmas
 from .decode import JodiDomainDecode, JodiLabelDecode
+from .jointnet_loader import JodiJointNetLoader
 from .labels import JodiLabelConvert
 from .loader import JodiLoader
 from .mesh import JodiDepthMesh
@@ -14,11 +15,14 @@ from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
 from .text import JodiTextEncode
 from .tiles import JodiTiles
+from .upsample import JodiUpsample
 
 NODES = [
     JodiLoader,
+    JodiJointNetLoader,
     JodiTiles,
     JodiPanoramaCanvas,
+    JodiUpsample,
     JodiTextEncode,
     JodiRoleSwitch,
     JodiDomain,

@@ -26,6 +26,9 @@ SCALE, MARGIN = 1.25, 14
 SHOWN = {
     "JodiRoleSwitch": {"image": "condition", "depth": "generate", "normal": "generate", "size": "like the picture",
                        **dict.fromkeys(("lineart", "edge", "albedo", "segmentation", "openpose"), "ignore")},
+    "JodiJointNetLoader": {"model_name": "diffusers: rgbd_inpaint_sd21b",
+                           "text_encoder_name": "checkpoints: v2-1_512-ema-pruned.safetensors",
+                           "vae_name": "checkpoints: v2-1_512-ema-pruned.safetensors"},
     "JodiDomain": {"name": "shadow", "domain": "generate"},
     "JodiTextEncode": {"text": "a red house on the left, under a clear blue sky"},
     "JodiLabelConvert": {"kind": "segmentation"},
