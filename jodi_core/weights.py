@@ -44,7 +44,7 @@ _SIGNS = (
     (r"transformer_blocks\.\d+\.ff\.conv_inverted\.", "a Sana transformer in diffusers naming"),
     (r"^y_embedder\.y_proj\.", "a PixArt transformer"),
     (r"double_blocks\.\d", "a Flux or Hunyuan transformer"),
-    (r"^text_proj_out\.", "a Dual Diffusion transformer"),
+    (r"(^|\.)text_proj_out\.", "dual_diffusion"),
     (r"transformer_blocks\.\d+\.attn\.add_q_proj\.", "a Stable Diffusion 3 transformer in diffusers naming"),
     (r"joint_blocks\.\d", "a Stable Diffusion 3 transformer"),
     (r"(^|\.)jointnet_mid_block\.", "jointnet"),
@@ -55,7 +55,8 @@ _SIGNS = (
     (r"layers\.\d+\.self_attn\.q_proj\.", "another language model"),
 )
 _LABELS = {"transformer": "a Jodi transformer", "autoencoder": "a DC-AE autoencoder",
-           "text_encoder": "a Gemma-2 text encoder", "jointnet": "a JointNet model"}
+           "text_encoder": "a Gemma-2 text encoder", "jointnet": "a JointNet model",
+           "dual_diffusion": "a Dual Diffusion transformer"}
 _HINTS = {
     "transformer": "Choose Jodi.pth of VIPL-GENUN/Jodi, a file made by `convert`, or the bundled tiny model",
     "autoencoder": "Choose model.safetensors of mit-han-lab/dc-ae-f32c32-sana-1.0 (or of its -diffusers repository)",
@@ -95,11 +96,18 @@ def kinds_in(names) -> list[str]:
 
 
 def kind_of(names) -> str | None:
-    """`transformer`, `autoencoder`, `text_encoder`, `jointnet`, a description of another model's file, or None."""
+    """A kind of our own (`transformer`, `autoencoder`, `text_encoder`, `jointnet`, `dual_diffusion`), a description of
+    another model's file, or None."""
     for pattern, kind in _SIGNS:
         if any(re.search(pattern, name) for name in names):
             return kind
     return None
+
+
+def described(names) -> str:
+    """What a file with these tensor names is, for messages."""
+    kind = kind_of(names)
+    return _LABELS.get(kind, kind) or "no model file that is known here"
 
 
 # 8 bits are for the matrices of the blocks, which are nearly the whole of a model. What is small and sensitive stays

@@ -29,7 +29,8 @@ def write_folder(root: Path) -> None:
     golden = load_file(GOLDEN / "golden.safetensors")
     for name in ("transformer", "text_encoder"):
         (root / name).mkdir(parents=True)
-    (root / "transformer" / "config.json").write_text(json.dumps(RECORDED["transformer_config"]))
+    (root / "transformer" / "config.json").write_text(json.dumps(
+        RECORDED["transformer_config"] | {"_class_name": "SD3JointModelFlexible"}))
     save_file(part_of(golden, "transformer."), root / TRANSFORMER)
     t5 = part_of(golden, "text_encoder.")
     parts = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(t5)}
@@ -43,3 +44,31 @@ def write_folder(root: Path) -> None:
 
 def part_of(golden: dict, prefix: str) -> dict:
     return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+
+
+def write_picture_vae(file: Path) -> None:
+    """Random weights of the smallest autoencoder with 16 latent channels that ComfyUI knows (TAESD)."""
+    import torch
+    from torch import nn
+
+    def conv(inputs: int, outputs: int, **settings) -> nn.Conv2d:
+        return nn.Conv2d(inputs, outputs, 3, padding=1, **settings)
+
+    def block() -> nn.Module:
+        made = nn.Module()
+        made.conv = nn.Sequential(conv(64, 64), nn.ReLU(), conv(64, 64), nn.ReLU(), conv(64, 64))
+        return made
+
+    def scaled(change: nn.Module) -> list[nn.Module]:
+        return [change, block(), block(), block()]
+    torch.manual_seed(0)
+    halves = nn.Module()
+    halves.taesd_encoder = nn.Sequential(
+        conv(3, 64), block(), *(part for _ in range(3) for part in scaled(conv(64, 64, stride=2, bias=False))),
+        conv(64, 16))
+    halves.taesd_decoder = nn.Sequential(
+        nn.Identity(), conv(16, 64), nn.ReLU(),
+        *(part for _ in range(3) for part in (block(), block(), block(), nn.Upsample(), conv(64, 64, bias=False))),
+        block(), conv(64, 3))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(halves.state_dict(), file)

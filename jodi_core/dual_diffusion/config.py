@@ -1,6 +1,6 @@
 """Sizes of a Dual Diffusion transformer (spec 2.2), from its `config.json` or from the shapes of its tensors."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 HEAD_DIM = 64    # of every published model; shapes do not tell it
 
@@ -50,6 +50,10 @@ class DualDiffusionConfig:
     def mask_id(self) -> int:
         """The token of a place whose word is not known: the last class of the text head (spec 4.1)."""
         return self.vocab_size - 1
+
+    def to_dict(self) -> dict:
+        """What `config.json` holds of it; `from_dict` reads it back."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "DualDiffusionConfig":

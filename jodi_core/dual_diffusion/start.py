@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..files import WeightsError
-from ..weights import kind_of
+from ..weights import described
 
 _HEADS = {"image_norm_out.linear.": "norm_out.linear.", "image_proj_out.": "proj_out."}
 _NOT_USED = "time_text_embed.text_embedder."    # of the pooled text features
@@ -19,8 +19,8 @@ def start_from_sd3(sd3: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, 
     pooled text features. WeightsError if sd3 is something else, or of another size.
     """
     if "proj_out.weight" not in sd3 or not any(name.endswith("attn.add_q_proj.weight") for name in sd3):
-        raise WeightsError(f"this is {kind_of(sd3) or 'no model that is known here'}, but a Stable Diffusion 3 "
-                           "transformer in diffusers naming is wanted")
+        raise WeightsError(f"this is {described(sd3)}, but a Stable Diffusion 3 transformer in diffusers naming is "
+                           "wanted")
     last = max(int(name.split(".")[1]) for name in new if name.startswith("transformer_blocks."))
     begun = {}
     for name, fresh in new.items():

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import WeightsError, locate, read_folder, read_tensor, read_tensors
-from ..weights import check_keys, kind_of, part_names
+from ..files import Header, WeightsError, locate, model_files, read_folder, read_header, read_tensor, read_tensors
+from ..weights import METADATA_TENSOR, check_keys, described, own_metadata, part_names
 from .config import DualDiffusionConfig
 from .network import DualDiffusionTransformer
 from .t5 import T5States
@@ -23,6 +23,7 @@ FINGERPRINT = ("text_proj_out.weight", "image_proj_out.weight", "transformer_blo
 _HINT = ("Choose transformer/diffusion_pytorch_model.safetensors of JleeOfficial/dual_diff_sd3_512_base or ..._sft, or "
          "the folder of that model")
 _ALIAS = "encoder.embed_tokens.weight"    # of shared.weight
+_CLASS = "SD3JointModelFlexible"    # in the published config.json
 _NOT_SHAPES = ("sample_size", "attention_head_dim", "num_attention_heads")
 
 
@@ -40,6 +41,12 @@ def component(ref: Path, name: str) -> Path:
     return ref / name if (ref / name).is_dir() else ref
 
 
+def source_files(path: Path) -> list[Path]:
+    """The weight files of the transformer in a file, or in the folder of a model; none if there is no such."""
+    files = [path] if path.is_file() else model_files(path / "transformer") if (path / "transformer").is_dir() else []
+    return files if is_dual_diffusion([name for file in files for name in read_header(file).shapes]) else []
+
+
 def read_transformer(ref) -> tuple[DualDiffusionConfig, dict[str, Tensor]]:
     """Configuration and tensors (published names, as stored), checked against each other.
 
@@ -48,18 +55,31 @@ def read_transformer(ref) -> tuple[DualDiffusionConfig, dict[str, Tensor]]:
     """
     path = component(locate(ref), "transformer")
     tensors = read_folder(path) if path.is_dir() else read_tensors(path)
-    tensors = {plain: tensors[name] for name, plain in part_names(tensors, "transformer").items()}
+    tensors = {plain: tensors[name] for name, plain in part_names(tensors, "transformer").items()
+               if plain != METADATA_TENSOR}
     require_dual_diffusion(tensors, path)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    beside = (path if path.is_dir() else path.parent) / "config.json"
-    try:
-        config = _held_against(shapes, read_json(beside)) if beside.is_file() else \
-            DualDiffusionConfig.from_state_dict(shapes)
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    config = _config(path, shapes)
     expected = DualDiffusionTransformer(config, device="meta").state_dict()
     check_keys({name: tuple(tensor.shape) for name, tensor in expected.items()}, shapes, str(path))
     return config, tensors
+
+
+def _config(path: Path, shapes: dict[str, tuple]) -> DualDiffusionConfig:
+    beside = (path if path.is_dir() else path.parent) / "config.json"
+    stored = read_json(beside) if beside.is_file() else {}
+    # Beside a single file, in a host's folder for instance, it may be that of another model.
+    if path.is_dir() or stored.get("_class_name") == _CLASS:
+        return settings_of(shapes, stored or None, beside)
+    return config_in(read_header(path))
+
+
+def config_in(header: Header) -> DualDiffusionConfig:
+    """The configuration of a transformer file: stored by `convert`, and held against its tensors, or told by them."""
+    names = part_names(header.shapes, "transformer")
+    own = own_metadata(header, names)
+    return settings_of({plain: header.shapes[name] for name, plain in names.items()}, own and own["config"],
+                       header.path)
 
 
 def require_dual_diffusion(names, path: Path) -> None:
@@ -71,8 +91,7 @@ def require_dual_diffusion(names, path: Path) -> None:
     if len(missing) == 1:
         raise WeightsError(f"{path} is a Dual Diffusion transformer without its {missing[0]} ({heads[missing[0]]}): "
                            f"the file is incomplete. {_HINT}")
-    found = kind_of(names) or "no model file that is known here"
-    raise WeightsError(f"{path} is {found}, but a Dual Diffusion transformer is wanted. {_HINT}")
+    raise WeightsError(f"{path} is {described(names)}, but a Dual Diffusion transformer is wanted. {_HINT}")
 
 
 def read_json(path: Path) -> dict:
@@ -85,14 +104,19 @@ def read_json(path: Path) -> dict:
     return values
 
 
-def _held_against(shapes: dict[str, tuple], stored: dict) -> DualDiffusionConfig:
-    """The stored configuration; ValueError if the shapes say otherwise."""
-    config = DualDiffusionConfig.from_dict(stored)
-    told = DualDiffusionConfig.from_state_dict(shapes, **{name: getattr(config, name) for name in _NOT_SHAPES})
+def settings_of(shapes: dict[str, tuple], stored: dict | None, where: Path) -> DualDiffusionConfig:
+    """The stored configuration, or what shapes tell. WeightsError naming `where` if the two disagree."""
+    try:
+        if stored is None:
+            return DualDiffusionConfig.from_state_dict(shapes)
+        config = DualDiffusionConfig.from_dict(stored)
+        told = DualDiffusionConfig.from_state_dict(shapes, **{name: getattr(config, name) for name in _NOT_SHAPES})
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from error
     for field in fields(config):
         said, true = getattr(config, field.name), getattr(told, field.name)
         if said != true:
-            raise ValueError(f"config.json says {field.name} {said}, but the tensors have {true}")
+            raise WeightsError(f"{where} says {field.name} {said}, but the tensors have {true}")
     return config
 
 
@@ -125,12 +149,12 @@ def read_t5(ref, config: DualDiffusionConfig, mask_embedding=None) -> dict[str, 
     """
     path = component(locate(ref), "text_encoder")
     tensors = read_folder(path) if path.is_dir() else read_tensors(path)
+    names = tensors.keys()
     tensors = {name: tensor for name, tensor in tensors.items()
                if name.startswith(("shared.", "encoder.")) and name != _ALIAS}
     if "shared.weight" not in tensors:
-        found = kind_of(tensors) or "no text encoder that is known here"
-        raise WeightsError(f"{path} is {found}, but a T5 v1.1 encoder is wanted (shared.weight and encoder.*). Choose "
-                           "the folder text_encoder of the published model")
+        raise WeightsError(f"{path} is {described(names)}, but a T5 v1.1 encoder is wanted (shared.weight and "
+                           "encoder.*). Choose the folder text_encoder of the published model")
     vocabulary, width = tensors["shared.weight"].shape
     if width != config.joint_attention_dim or vocabulary < config.vocab_size:
         raise WeightsError(f"{path} is a T5 with states of width {width} and {vocabulary} tokens, but this transformer "

@@ -88,7 +88,7 @@ def test_conversion_keeps_everything(folder, tmp_path):
     shutil.copyfile(folder / "transformer" / "config.json", tmp_path / "config.json")
     assert convert(tmp_path / "consolidated_ema.00-of-01.pth", tmp_path / "ema.safetensors") == "dual_diffusion"
     assert convert(folder, tmp_path / "folder.safetensors", dtype=torch.bfloat16) == "dual_diffusion"
-    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text('{"_class_name": "another model"}')
     expected = read_transformer(folder)
     for name, dtype in (("ema", None), ("folder", torch.bfloat16)):
         config, tensors = read_transformer(tmp_path / f"{name}.safetensors")
