@@ -17,6 +17,8 @@ from .config import BRANCHES, JointNetConfig
 from .network import JointNet
 
 MASKED_INPUT = "jointnet_masked_latent_conv.weight"
+# A tensor by whose spread the two versions of Stable Diffusion 2 are told apart, as ComfyUI does it.
+VELOCITY_SIGN = "unet.up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 # A stored configuration that says otherwise lies.
 _TOLD_BY_SHAPES = ("channels", "attention", "layers", "text_width", "linear_projection", "masked_input", "in_channels")
 
@@ -42,7 +44,8 @@ def read_jointnet(ref: str | os.PathLike) -> tuple[JointNetConfig, dict[str, Ten
     """Configuration and tensors, under their published names after `unet.` and `jointnet.`, as stored.
 
     The variant follows from the tensors, as the published configuration may be wrong about it (spec 1.6). WeightsError
-    for half a model, branches that do not belong together, and settings that no JointNet has.
+    for half a model, branches that do not belong together, settings that no JointNet has, and weights made from the
+    768-pixel version of Stable Diffusion 2.1, which predicts velocity.
     """
     path = locate(ref)
     if path.is_dir():
@@ -57,6 +60,10 @@ def read_jointnet(ref: str | os.PathLike) -> tuple[JointNetConfig, dict[str, Ten
         raise WeightsError(f"{path} mixes the two variants: only {with_masks[0]} has {MASKED_INPUT}, the other branch "
                            "is of the base model. Take both from one checkpoint")
     check_keys(*shapes, f"{path}: {BRANCHES[1]} beside {BRANCHES[0]}")
+    sign = tensors.get(VELOCITY_SIGN)
+    if sign is not None and sign.float().std(correction=0) > 0.09:
+        raise WeightsError(f"{path} was made from the 768 pixel version of Stable Diffusion 2.1, which predicts "
+                           "velocity: only JointNets on the base version (512 pixels) are supported")
     return config, tensors
 
 

@@ -20,9 +20,6 @@ from .latent import JointLatent
 from .sampling import KnownDDIM, ddim_levels
 from .version import require
 
-# A tensor by whose spread ComfyUI, too, tells the two versions of Stable Diffusion 2 apart.
-VELOCITY_SIGN = "unet.up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
-
 
 class HostBranch(UNetModel):
     """The host's U-Net in two halves, see `jointnet.network.Branch`. text: (features, the host's options)."""
@@ -151,10 +148,6 @@ def load_jointnet(path: str, model_options: dict = {}, empty_text_1MC: torch.Ten
     if Path(path).is_file() and kind_of(read_header(Path(path)).shapes) == "transformer":
         raise WeightsError(f"{path} is a Jodi transformer: choose it in Jodi Loader, or a JointNet here")
     config, tensors = read_jointnet(path)
-    sign = tensors.get(VELOCITY_SIGN)
-    if sign is not None and sign.float().std(correction=0) > 0.09:
-        raise WeightsError(f"{path} was made from the 768 pixel version of Stable Diffusion 2.1, which predicts "
-                           "velocity: only JointNets on the base version (512 pixels) are supported")
     if empty_text_1MC is not None and empty_text_1MC.shape[-1] != config.text_width:
         raise WeightsError(f"this text encoder gives {empty_text_1MC.shape[-1]} numbers per token, but the model takes "
                            f"{config.text_width}: use that of Stable Diffusion 2.1 with the published model")

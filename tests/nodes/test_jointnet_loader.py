@@ -12,9 +12,9 @@ from nodes_fixtures import PICTURE, switch, text
 from safetensors.torch import load_file, save_file
 
 from jodi_pack.jodi_core.files import WeightsError
+from jodi_pack.jodi_core.jointnet import loading
 from jodi_pack.jodi_core.weights import metadata_entry, tiny_bundle
 from jodi_pack.nodes.decode import JodiLabelDecode
-from jodi_pack.nodes.host import jointnet
 from jodi_pack.nodes.host.jointnet import load_jointnet
 from jodi_pack.nodes.jointnet_loader import DTYPES, JodiJointNetLoader
 from jodi_pack.nodes.loader import NO_TEXT, TINY, JodiLoader
@@ -210,7 +210,7 @@ def test_damaged_folders(parts, which, message):
 
 def test_weights_that_predict_velocity_are_refused(parts, monkeypatch):
     name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.norm1.bias"
-    monkeypatch.setattr(jointnet, "VELOCITY_SIGN", name)
+    monkeypatch.setattr(loading, "VELOCITY_SIGN", name)
     _, tensors = recorded_weights(True)
     assert tensors[name].std() > 0.01
     tensors[name] = tensors[name] / tensors[name].std()
