@@ -1,5 +1,6 @@
 """The published solver, time grid and noise, run by the host's sampling stack: progress, interrupt, previews."""
 
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -123,6 +124,17 @@ def flow_grid(shift: float, steps: int, denoise: float = 1.0) -> torch.Tensor:
 def model_sigmas(model, steps: int, denoise: float = 1.0) -> torch.Tensor:
     """The published grid (steps + 1,) of a MODEL, with what patches made of its time; denoise: as for `flow_grid`."""
     return model.model.published_sigmas(model.get_model_object("model_sampling"), steps, denoise)
+
+
+def denoise_from(model, time: float) -> float:
+    """The `denoise` with which samplers start nearest to a flow time in 0..1, in steps of a hundredth.
+
+    Other models have noise / signal = time / (1 - time) there (JointNet spec 9).
+    """
+    sampling = model.get_model_object("model_sampling")
+    level = time if isinstance(sampling, comfy.model_sampling.CONST) else time / (1 - time)
+    return min((part / 100 for part in range(1, 101)),
+               key=lambda part: abs(float(sampling.percent_to_sigma(1 - part)) - level))
 
 
 def sample_joint(model, latent: dict, positive, negative, seed: int, steps: int, guidance: float,

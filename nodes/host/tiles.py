@@ -32,6 +32,8 @@ def in_tiles(model, tile: int, overlap: float, circular: bool = False, full_view
         return merge(evaluate, x, tiling.windows(size, offset=offset, full=tiling.full_at(step, steps)))
 
     clone = model.clone()
+    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREDICT_NOISE):    # tiles in tiles would go round in each
+        clone.remove_wrappers_with_key(kind, "jodi_tiles")
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "jodi_tiles", tiled)
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "jodi_tiles", tell_seed)
     return clone
