@@ -34,6 +34,7 @@ from training.encoders import Encoders  # noqa: E402
 from training.faults import Faults  # noqa: E402
 from training.filling import fill  # noqa: E402
 from training.finite import Finite  # noqa: E402
+from training.model import make_model  # noqa: E402
 from training.order import BatchOrder  # noqa: E402
 from training.parallel import Processes  # noqa: E402
 from training.watch import Watcher  # noqa: E402
@@ -111,7 +112,7 @@ def prepare(options, folder: Path, names: list[str]) -> tuple[loop.Run, Processe
     processes = Processes.start(config.speed.device)
     make_encoders = RandomEncoders if options.size == "full" else Encoders
     encoders = make_encoders(config.start, processes.device)
-    model = run.make_model(config, make_encoders(config.start, torch.device("cpu")))
+    model = make_model(config, make_encoders(config.start, torch.device("cpu")))
     sources = {False: run.pictures_of(config, config.data.sets, model.config, encoders, processes)}
     if any(WAYS[name]["cache"] for name in names):
         cached = replace(config, data=replace(config.data, cache=str(folder / "cache")))
@@ -120,7 +121,7 @@ def prepare(options, folder: Path, names: list[str]) -> tuple[loop.Run, Processe
         del filler
         sources[True] = run.pictures_of(cached, config.data.sets, model.config,
                                         make_encoders(config.start, processes.device), processes)
-    trained = run.start(config, model, sources[False], processes)
+    trained = run.start(config, model, sources[False], encoders, processes)
     faults = Faults(config.output)
     ways = {}
     for name in names:

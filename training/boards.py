@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from .config import TrainConfig, to_dict
+from .config import TrainConfig
+from .config_file import to_dict
 
 
 class Board(Protocol):

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from . import log
-from .config import TrainConfig, to_dict
+from .config import TrainConfig
+from .config_file import to_dict
 from .encoders import SANA
 
 BASES = {"jodi": "VIPL-GENUN/Jodi", "sana": "/".join(SANA.removeprefix("hf://").split("/")[:2])}

@@ -20,7 +20,7 @@ from jodi_core.text import FLAGS, clean_prompt
 from .check_picture import Finding, Unreadable, look_at
 from .check_report import TILE, Report, Seen
 from .config import SetConfig, TrainConfig
-from .model import starting_config
+from .families import FAMILY
 from .samples import Samples
 from .shards import ShardSet
 
@@ -65,7 +65,7 @@ def main(config: TrainConfig, options: argparse.Namespace) -> int:
 
 def check(config: TrainConfig, count: int | None = None, rows: int = 12, workers: int = 1) -> Report:
     """Look at `count` samples, evenly chosen (None: at all); `rows` of them are drawn."""
-    model_config = starting_config(config)
+    model_config = FAMILY[config.family].starting_config(config)
     report = Report(config, model_config)
     if not config.data.sets:
         report.note("no data", "name a data set in [[data.sets]]", fault=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from . import annotate, card, check_data, pack, plot
 from .bundle import make_bundle
-from .config import TrainConfig, load_config
+from .config import TrainConfig
+from .config_file import load_config
 from .faults import exit_code, tell_end
 from .parallel import Processes
 from .run import evaluate, export, prepare, train

@@ -1,15 +1,33 @@
-"""One TOML file describes a run. What is unknown or contradictory is refused before anything is loaded."""
+"""What a run is told. What is contradictory is refused before anything is loaded; `config_file` reads it from TOML."""
 
 import difflib
-import json
 import math
-import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 
+from jodi_core.jointnet.config import JointNetConfig
 from jodi_core.models.jodi_config import JodiConfig
 
 TASKS = ("joint", "control", "perceive")
+
+
+@dataclass(frozen=True)
+class FamilyKeys:
+    """What the configuration of one family of models may say."""
+
+    model: type                  # of [model]
+    starts: tuple[str, ...]
+    modes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    only: tuple[str, ...]        # keys that no other family has
+
+
+FAMILIES = {
+    "jodi": FamilyKeys(JodiConfig, ("jodi", "sana", "nothing"), ("full", "lora", "dora", "domains"), TASKS,
+                       ("start.extend", "start.gate", "start.own_place", "loss.exact_time", "loss.domains",
+                        "speed.shard", "speed.compile")),
+    "jointnet": FamilyKeys(JointNetConfig, ("jointnet", "stable_diffusion", "nothing"), ("full", "map_branch"),
+                           (*TASKS, "inpaint"), ("loss.caption_dropout",)),
+}
 OPTIMIZERS = ("adamw", "adamw_8bit", "came", "came_8bit", "prodigy", "muon")
 OPTIMIZERS_WITH = {    # keys of [optim] that only some optimisers have
     "eps": ("adamw", "adamw_8bit", "prodigy", "muon"),
@@ -32,8 +50,8 @@ class StartConfig:
     """Where the weights come from.
 
     kind: "jodi" a joint model, "sana" the text-to-image model that Jodi was made from, "nothing" initial values of
-    [model] (which also sizes a joint model from Sana). weights, autoencoder, text_encoder: a file, "tiny" or
-    "published".
+    [model] (which also sizes a joint model from Sana). Of JointNet: "jointnet", "stable_diffusion" a U-Net that both
+    branches are copies of, "nothing". weights, autoencoder, text_encoder: a file, "tiny" or "published".
     """
 
     kind: str = "jodi"
@@ -45,7 +63,6 @@ class StartConfig:
     own_place: bool = False      # nothing: attention starts at the same place of the other domains
 
     def __post_init__(self):
-        one_of("start.kind", self.kind, ("jodi", "sana", "nothing"))
         if self.kind != "nothing" and (self.gate or self.own_place):
             raise ValueError(f'start.gate and start.own_place shape a start from nothing, but start.kind is '
                              f'"{self.kind}"')
@@ -131,10 +148,13 @@ class LossConfig:
     exact_time: bool = False     # True: the model is told 1000 sigma and not its integer part
     share: float = 1.0           # loss of a sample ~ (generated domains / all) ** share
     domains: str = "equal"       # or "inverse_std": quiet domains count as much as loud ones
+    caption_dropout: float = 0.1 # jointnet: share of captions in whose place the empty one stands
 
     def __post_init__(self):
         one_of("loss.times", self.times, ("logit_normal", "uniform", "mode"))
         one_of("loss.domains", self.domains, ("equal", "inverse_std"))
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"loss.caption_dropout is {self.caption_dropout}, but must be from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,17 +273,19 @@ class WatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    family: str = "jodi"         # or "jointnet": says what [model] is
     output: str = "runs/new"
     seed: int = 0
     steps: int = 10_000
-    mode: str = "full"           # or "lora", "dora", "domains" (only what start.extend adds)
-    tasks: tuple[str, ...] = TASKS
+    mode: str = "full"           # jodi: or "lora", "dora", "domains" (only what start.extend adds); jointnet: or
+                                 # "map_branch" (of the picture's U-Net only the layers of the exchange)
+    tasks: tuple[str, ...] = TASKS    # jointnet: also "inpaint"; one that is named twice comes twice as often
     in_turn: bool = False        # tasks one after the other by micro-batch, each with one role pattern; else by sample
     batch: int = 32              # samples per step, of all processes together
     micro_batch: int = 4         # samples per forward pass of a process
     ema: float = 0.0             # decay of the averaged weights, reached gradually; 0: none
     start: StartConfig = StartConfig()
-    model: JodiConfig = JodiConfig()
+    model: JodiConfig | JointNetConfig = JodiConfig()
     data: DataConfig = DataConfig()
     toy: ToyConfig = ToyConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -276,9 +298,7 @@ class TrainConfig:
     watch: WatchConfig = WatchConfig()
 
     def __post_init__(self):
-        one_of("mode", self.mode, ("full", "lora", "dora", "domains"))
-        for task in self.tasks:
-            one_of("tasks", task, TASKS)
+        self.check_family()
         self.check_mode()
         if self.data.sets and not self.data.cache and self.speed.workers:
             raise ValueError("data.cache is empty, so pictures are encoded in the training process: set "
@@ -292,6 +312,24 @@ class TrainConfig:
         if self.speed.precision == "pure_bf16" and self.optim.name == "prodigy":
             raise ValueError('speed.precision = "pure_bf16" takes one tensor after the other, but optim.name = '
                              '"prodigy" looks at all of them: use speed.precision = "bf16"')
+
+    def check_family(self) -> None:
+        """ValueError for what the chosen family does not have."""
+        one_of("family", self.family, tuple(FAMILIES))
+        own = FAMILIES[self.family]
+        one_of("start.kind", self.start.kind, own.starts)
+        one_of("mode", self.mode, own.modes)
+        for task in self.tasks:
+            one_of("tasks", task, own.tasks)
+        for family, keys in FAMILIES.items():
+            for section, _, key in (only.partition(".") for only in keys.only if family != self.family):
+                part = getattr(self, section)
+                if getattr(part, key) != getattr(type(part)(), key):
+                    raise ValueError(f'{section}.{key} = {getattr(part, key)} is of family = "{family}", but family is '
+                                     f'"{self.family}": leave it out')
+        if self.family == "jointnet" and self.start.kind != "nothing" and self.start.weights == "published":
+            raise ValueError('start.weights = "published": the files of JointNet and Stable Diffusion 2.1 have no '
+                             "address that is known here; name a file or a folder")
 
     def check_mode(self) -> None:
         if self.mode == "domains" and not self.start.extend:
@@ -320,69 +358,3 @@ class TrainConfig:
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} times "
                              f"{world} processes: choose batch = {max(1, round(self.batch / per_pass)) * per_pass}")
         return self.batch // per_pass
-
-
-def build(cls, values: dict, where: str = ""):
-    """A configuration dataclass from nested TOML values. ValueError for a key or a type that it does not know."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where.rstrip('.')} is a section, but its value is {values!r}")
-    known = {f.name: f for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            raise ValueError(f"unknown key {where}{key}" + (f": did you mean {where}{close[0]}?" if close else ""))
-    return cls(**{key: convert(known[key], value, where + key) for key, value in values.items()})
-
-
-def convert(known, value, name: str):
-    """A TOML value as the field wants it."""
-    if is_dataclass(known.default):
-        return build(type(known.default), value, f"{name}.")
-    if known.name == "sets":
-        return tuple(build(SetConfig, item, f"{name}.") for item in value)
-    if isinstance(value, list):
-        return tuple(value)
-    wanted = known.type if isinstance(known.type, type) else None
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if wanted in (int, float, str, bool) and type(value) is not wanted:
-        raise ValueError(f"{name} = {value!r} is not {wanted.__name__}")
-    return value
-
-
-def load_config(path: str | Path, overrides: list[str] = ()) -> TrainConfig:
-    """Read a TOML file; `overrides` are "section.key=value" with TOML values. ValueError for what cannot be read."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: {error}") from None
-    for item in overrides:
-        key, separator, value = item.partition("=")
-        if not separator:
-            raise ValueError(f"override {item!r} is not key=value")
-        *sections, name = key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-        try:
-            target[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"override {item!r}: {error}; text needs quotes inside the argument") from None
-    return build(TrainConfig, values)
-
-
-def to_dict(config) -> dict:
-    return asdict(config)
-
-
-def differences(before: dict, config: TrainConfig) -> list[str]:
-    """What a configuration changes in one that was read back from JSON: "optim.name was 'adamw' and is 'came'"."""
-    old, new = flat(before), flat(json.loads(json.dumps(to_dict(config))))
-    return [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in old | new if old.get(key) != new.get(key)]
-
-
-def flat(values: dict, where: str = "") -> dict:
-    found = {}
-    for key, value in values.items():
-        found |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
-    return found

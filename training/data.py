@@ -1,47 +1,21 @@
 """Samples to micro-batches with their questions. Runs in the workers of a data loader; no randomness of its own."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from jodi_core.domains import JointRoles
-from jodi_core.models.jodi_config import JodiConfig
-from jodi_core.role_sampling import draw_roles
+from jodi_core.domains import JointConfig
 
 from .config import TrainConfig
-from .losses import TASK_LETTERS, Batch, Question, draw_question, sample_generator
+from .families import FAMILY
+from .losses import Batch, Question, sample_generator
 from .order import BatchOrder, share_of
 from .parallel import Processes
+from .source import Item, Source
 
 PATTERNS = 60_000    # above the places of samples in a batch: generators of what a micro-batch shares
-
-
-@dataclass(frozen=True)
-class Item:
-    """One encoded sample. Absent domains hold zeros."""
-
-    latents_CLHW: Tensor    # scaled
-    present_L: Tensor       # bool
-    text_MC: Tensor         # valid rows only
-    name: str
-    skipped: int = 0        # unreadable samples whose place it takes
-
-
-class Source(Protocol):
-    """Samples that are ready to train on."""
-
-    bins_N: Tensor               # the size bin of every sample
-    weights_N: Tensor | None     # how often a sample is drawn, beside the others; None: all alike
-
-    def item(self, index: int, generator: torch.Generator) -> Item:
-        """generator: chooses among the captions of the sample. OSError or ValueError, with the file, if unreadable."""
-
-    def name(self, index: int) -> str:
-        """Of a sample, without reading more of it than that."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +25,7 @@ class MicroBatches(Dataset):
     source: Source
     order: BatchOrder
     config: TrainConfig
-    model_config: JodiConfig
+    model_config: JointConfig
     processes: Processes
     first: int = 0          # step
 
@@ -87,21 +61,21 @@ class MicroBatches(Dataset):
 
     def own_questions(self, batch: Batch, generators, step: int, slots: range) -> list[Question]:
         """Each sample draws its task and its roles."""
-        tasks = self.config.tasks
-        return [draw_question(self.model_config, self.config.loss, present_L, batch.latents_BCLHW.shape[1:],
-                              tasks[int(torch.randint(len(tasks), (), generator=generator))], generator)
+        tasks, family = self.config.tasks, FAMILY[self.config.family]
+        return [family.draw_question(self.model_config, self.config.loss, present_L, batch.latents_BCLHW.shape[1:],
+                                     tasks[int(torch.randint(len(tasks), (), generator=generator))], generator)
                 for present_L, generator in zip(batch.present_BL, generators)]
 
     def shared_questions(self, batch: Batch, generators, step: int, slots: range) -> list[Question]:
         """One task, whose turn it is, and one role pattern over the domains that all samples have."""
-        config, domains = self.config, self.model_config.domains
+        config, family = self.config, FAMILY[self.config.family]
         place = (step * config.batch + slots.start) // config.micro_batch
         task = config.tasks[place % len(config.tasks)]
         common_L = batch.present_BL.all(dim=0)
         shared = sample_generator(config.seed, step, PATTERNS + slots.start)
-        roles = JointRoles(domains, draw_roles(common_L[1:].tolist(), TASK_LETTERS[task], shared))
-        return [draw_question(self.model_config, config.loss, common_L, batch.latents_BCLHW.shape[1:], task, generator,
-                              roles) for generator in generators]
+        roles = family.draw_roles(self.model_config.domains, common_L, task, shared)
+        return [family.draw_question(self.model_config, config.loss, common_L, batch.latents_BCLHW.shape[1:], task,
+                                     generator, roles) for generator in generators]
 
 
 def collate(items: list[Item]) -> Batch:

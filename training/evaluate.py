@@ -11,14 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from jodi_core import JodiPipeline
-from jodi_core.domains import JointRoles
-from jodi_core.models.jodi_config import JodiConfig
-from jodi_core.role_sampling import draw_roles
+from jodi_core.domains import JointConfig
 
 from .config import TrainConfig
 from .data import collate
+from .families import FAMILY
 from .gallery import Shown, agreement, sheets, show
-from .losses import TASK_LETTERS, Batch, JointLoss, Question, draw_question
+from .losses import Batch, JointLoss, Question
 from .parallel import Processes
 from .pictures import PictureSource
 from .tally import Tally
@@ -31,6 +30,7 @@ class Evaluator:
 
     def __init__(self, config: TrainConfig, source: PictureSource, processes: Processes):
         self.config, self.source, self.processes = config, source, processes
+        self.tasks = tuple(dict.fromkeys(config.tasks))
         order = torch.randperm(len(source.bins_N), generator=generator(0))
         self.chosen = order[:config.evaluation.samples].tolist()
 
@@ -55,24 +55,25 @@ class Evaluator:
             for question, error in zip(questions, errors):
                 tally.sample(question, error)
         values = tally.means(self.processes)
-        return {"loss": sum(values[task] for task in self.config.tasks) / len(self.config.tasks)} | values
+        return {"loss": sum(values[task] for task in self.tasks) / len(self.tasks)} | values
 
     def passes(self) -> list[tuple[str, list[int]]]:
         """All samples with all tasks, grouped by size: what one forward pass evaluates."""
         bins, micro = defaultdict(list), self.config.micro_batch
         for index in self.chosen:
             bins[int(self.source.bins_N[index])].append(index)
-        return [(task, members[start:start + micro]) for task in self.config.tasks for members in bins.values()
+        return [(task, members[start:start + micro]) for task in self.tasks for members in bins.values()
                 for start in range(0, len(members), micro)]
 
-    def ask(self, task: str, samples: list[int], model: JodiConfig) -> tuple[Batch, list[Question]]:
+    def ask(self, task: str, samples: list[int], model: JointConfig) -> tuple[Batch, list[Question]]:
         """One pattern of roles over the domains that all samples have; no caption is left out."""
         generators = [generator(index) for index in samples]
         batch = collate([self.source.item(index, own) for index, own in zip(samples, generators)])
         common_L = batch.present_BL.all(dim=0)
-        roles = JointRoles(model.domains, draw_roles(common_L[1:].tolist(), TASK_LETTERS[task], generators[0]))
-        questions = [draw_question(model, self.config.loss, common_L, batch.latents_BCLHW.shape[1:], task, own, roles)
-                     for own in generators]
+        family = FAMILY[self.config.family]
+        roles = family.draw_roles(model.domains, common_L, task, generators[0])
+        questions = [family.draw_question(model, self.config.loss, common_L, batch.latents_BCLHW.shape[1:], task, own,
+                                          roles) for own in generators]
         return batch, [replace(question, dropped=False) for question in questions]
 
     def pictures(self, run) -> list[Shown]:

@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_optim
 
 from . import checkpoint
 from .batches import Batches
-from .config import TrainConfig, to_dict
+from .config import TrainConfig
+from .config_file import to_dict
 from .data import MicroBatches
 from .ema import Ema
 from .evaluate import Evaluator

@@ -47,6 +47,7 @@ class Question:
     time: float              # what the model is told, 0..1000
     dropped: bool            # caption
     noise_CLHW: Tensor
+    mask_LHW: Tensor | None = None    # of families with masks: 1 where latents are made, 0 where they are given
 
 
 def shifted_sigmas(shift: float) -> Tensor:
@@ -76,11 +77,15 @@ def sample_generator(seed: int, step: int, slot: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_536 + slot)
 
 
+def draw_task_roles(domains: tuple[str, ...], present_L: Tensor, task: str, generator: torch.Generator) -> JointRoles:
+    return JointRoles(domains, draw_roles(present_L[1:].tolist(), TASK_LETTERS[task], generator))
+
+
 def draw_question(model_config, loss: LossConfig, present_L: Tensor, shape, task: str,
                   generator: torch.Generator, roles: JointRoles | None = None) -> Question:
     """roles: given ones in place of drawn ones, for micro-batches that share a pattern."""
     if roles is None:
-        roles = JointRoles(model_config.domains, draw_roles(present_L[1:].tolist(), TASK_LETTERS[task], generator))
+        roles = draw_task_roles(model_config.domains, present_L, task, generator)
     sigma, time = draw_time(loss, model_config.flow_shift, generator)
     dropped = bool(torch.rand((), generator=generator) < model_config.class_dropout_prob)
     return Question(task, roles, sigma, time, dropped, torch.randn(shape, generator=generator))
@@ -92,7 +97,7 @@ class JointLoss(nn.Module):
     weight_L: weight of each domain's error, mean 1.
     """
 
-    def __init__(self, model: JodiTransformer, config: LossConfig, weight_L: Tensor):
+    def __init__(self, model: nn.Module, config: LossConfig, weight_L: Tensor):
         super().__init__()
         self.model, self.config = model, config
         self.register_buffer("weight_L", weight_L, persistent=False)
@@ -134,3 +139,8 @@ class JointLoss(nn.Module):
                                      dtype=x0.dtype)
         velocity = self.model.velocity((1 - sigma) * x0 + sigma * noise, time_B.to(x0.dtype), context)
         return (velocity.float() - (noise - x0).float()).square().mean(dim=(1, 3, 4))
+
+
+def make_loss(model: JodiTransformer, config: LossConfig, weight_L: Tensor, encoders) -> JointLoss:
+    """encoders: for families whose model does not hold the empty caption."""
+    return JointLoss(model, config, weight_L)

@@ -1,21 +1,24 @@
-"""The model that a run starts from, and what of it is trained."""
+"""Jodi: the model that a run starts from, what of it is trained, and the file that comes out."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from jodi_core.files import write_safetensors
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
-from jodi_core.weights import load_transformer, read_transformer, resolve
+from jodi_core.weights import load_transformer, read_transformer, resolve, write_model
 
-from .adapters import adapters_of, add_adapters
+from .adapters import adapter_tensors, adapters_of, add_adapters, merge_adapters
 from .config import SpeedConfig, TrainConfig
-from .data import Source
 from .encoders import Encoders, named
 from .extend import extend, train_new_only
 from .own_place import attend_own_place
 from .sana import load_sana
+from .source import Source
 
 PICTURES = 32    # whose latents show the own place
 DEVIATION = 1024
@@ -67,9 +70,13 @@ def choose_trained(model: JodiTransformer, config: TrainConfig) -> None:
                 adapter.layer.to(torch.bfloat16)
 
 
-def save_memory_and_time(model: JodiTransformer, speed: SpeedConfig) -> None:
+def blocks(model: JodiTransformer) -> Iterable[nn.Module]:
+    return model.blocks
+
+
+def save_memory_and_time(blocks: Iterable[nn.Module], speed: SpeedConfig) -> None:
     """Recomputed and compiled blocks; the results are the same."""
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(blocks):
         if speed.compile:
             block.compile()
         if speed.recompute and number % speed.recompute == 0:
@@ -97,3 +104,13 @@ def domain_weights(config: TrainConfig, source: Source, domains: int) -> torch.T
         return torch.ones(domains)
     deviation_L = latents_of(source, DEVIATION).std(dim=(0, 1, 3, 4))
     return (1 / deviation_L) / (1 / deviation_L).mean()
+
+
+def write(model: JodiTransformer, config: TrainConfig, target: Path, step: int, merged: bool) -> None:
+    """A transformer in float16; in the modes lora and dora the changes alone, unless `merged`."""
+    if config.mode in ("lora", "dora") and not merged:
+        write_safetensors(target, adapter_tensors(model), {"jodi_steps": str(step)}, overwrite=True)
+    else:
+        merge_adapters(model)
+        write_model(target, "transformer", model.config, {k: v.half() for k, v in model.state_dict().items()},
+                    overwrite=True)

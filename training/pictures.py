@@ -10,11 +10,11 @@ from jodi_core.text import clean_prompt
 
 from .caches import Store, key_of
 from .config import TrainConfig
-from .data import Item
 from .encoders import Encoders
 from .faults import Faults, Unreadable
 from .samples import Sample, Samples, load_for_training
 from .shards import Member
+from .source import Item
 
 TRIES = 20    # samples of a bin that may be unreadable one after the other
 

@@ -7,28 +7,26 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint import CheckpointException
 
-from jodi_core.files import write_safetensors
-from jodi_core.models.jodi import JodiConfig, JodiTransformer
-from jodi_core.weights import write_model
+from jodi_core.domains import JointConfig
 
 from . import checkpoint, loop
-from .adapters import adapter_tensors, merge_adapters
 from .boards import Files
-from .config import SetConfig, TrainConfig, differences
-from .data import MicroBatches, Source
+from .config import SetConfig, TrainConfig
+from .config_file import differences
+from .data import MicroBatches
 from .ema import Ema
 from .encoders import Encoders
 from .evaluate import Evaluator
+from .families import FAMILY
 from .filling import fill
-from .losses import JointLoss
-from .model import (choose_trained, domain_weights, make_model, save_memory_and_time, start_at_own_place,
-                    starting_config)
+from .model import domain_weights, save_memory_and_time, start_at_own_place
 from .optim import make_optimizers
 from .order import BatchOrder
 from .parallel import Processes
 from .pictures import PictureSource
 from .rounding import to_bfloat16
 from .samples import Samples
+from .source import Source
 from .toy import ToyScenes, build_cache
 from .watch import Watcher
 
@@ -42,7 +40,7 @@ def prepare(config: TrainConfig, processes: Processes) -> None:
     elif config.data.cache:
         encoders = Encoders(config.start, processes.device)
         for sets in filter(None, (config.data.sets, config.evaluation.sets)):
-            source = pictures_of(config, sets, starting_config(config), encoders, processes)
+            source = pictures_of(config, sets, FAMILY[config.family].starting_config(config), encoders, processes)
             samples, faults = fill(source, processes.rank, processes.world)
             print(f"{config.data.cache}: {samples} samples, {len(faults)} faults", flush=True)
     processes.wait()
@@ -54,9 +52,9 @@ def train(config: TrainConfig, processes: Processes) -> None:
     if not config.toy.scenes:
         prepare(config, processes)
     encoders = Encoders(config.start, processes.device)
-    model = make_model(config, encoders)
+    model = FAMILY[config.family].make_model(config, encoders)
     source = open_source(config, model.config, encoders, processes)
-    run = start(config, model, source, processes)
+    run = start(config, model, source, encoders, processes)
     order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed, source.weights_N)
     data = MicroBatches(source, order, config, model.config, processes)
     evaluator = open_evaluator(config, model.config, encoders, processes)
@@ -67,11 +65,11 @@ def train(config: TrainConfig, processes: Processes) -> None:
 def evaluate(config: TrainConfig, processes: Processes) -> None:
     """Print what the newest checkpoint reaches on [evaluation]; its contact sheets go to OUTPUT/pictures/evaluate."""
     encoders = Encoders(config.start, processes.device)
-    model = make_model(config, encoders)
+    model = FAMILY[config.family].make_model(config, encoders)
     evaluator = open_evaluator(config, model.config, encoders, processes)
     if evaluator is None:
         raise ValueError("nothing to evaluate on: name data sets in [[evaluation.sets]] and set evaluation.every")
-    run = start(config, model, evaluator.source, processes)
+    run = start(config, model, evaluator.source, encoders, processes)
     values, pictures = evaluator.evaluate(run)
     if processes.rank == 0:
         print(f"step {run.step}")
@@ -81,7 +79,7 @@ def evaluate(config: TrainConfig, processes: Processes) -> None:
             Files(Path(config.output) / "pictures").picture(run.step, f"evaluate/{name}", sheet)
 
 
-def open_evaluator(config: TrainConfig, model: JodiConfig, encoders: Encoders,
+def open_evaluator(config: TrainConfig, model: JointConfig, encoders: Encoders,
                    processes: Processes) -> Evaluator | None:
     """None if the run is not evaluated."""
     if not config.evaluation.every:
@@ -89,28 +87,31 @@ def open_evaluator(config: TrainConfig, model: JodiConfig, encoders: Encoders,
     return Evaluator(config, pictures_of(config, config.evaluation.sets, model, encoders, processes), processes)
 
 
-def open_source(config: TrainConfig, model_config: JodiConfig, encoders: Encoders, processes: Processes) -> Source:
+def open_source(config: TrainConfig, model_config: JointConfig, encoders: Encoders, processes: Processes) -> Source:
     if config.toy.scenes:
         return ToyScenes(config.toy)
     return pictures_of(config, config.data.sets, model_config, encoders, processes)
 
 
-def pictures_of(config: TrainConfig, sets: tuple[SetConfig, ...], model: JodiConfig, encoders: Encoders,
+def pictures_of(config: TrainConfig, sets: tuple[SetConfig, ...], model: JointConfig, encoders: Encoders,
                 processes: Processes) -> PictureSource:
     data = replace(config.data, sets=sets)
     return PictureSource(replace(config, data=data), Samples(data, model.domains, model.bins), encoders, processes.rank)
 
 
-def start(config: TrainConfig, model: JodiTransformer, source: Source, processes: Processes) -> loop.Run:
+def start(config: TrainConfig, model: torch.nn.Module, source: Source, encoders: Encoders,
+          processes: Processes) -> loop.Run:
     """A run at the step of the newest valid checkpoint, or at 0."""
+    family = FAMILY[config.family]
     if config.start.own_place:
         start_at_own_place(model, source)
-    weight_L = domain_weights(config, source, model.config.num_domains)
-    choose_trained(model.train(), config)
-    save_memory_and_time(model, config.speed)
+    weight_L = domain_weights(config, source, len(model.config.domains))
+    family.choose_trained(model.train(), config)
+    save_memory_and_time(family.blocks(model), config.speed)
     if config.speed.precision == "pure_bf16":
         to_bfloat16(model)
-    spread = processes.spread(JointLoss(model, config.loss, weight_L).to(processes.device), config.speed)
+    loss = family.make_loss(model, config.loss, weight_L, encoders)
+    spread = processes.spread(loss.to(processes.device), config.speed)
     run = loop.Run(spread, make_optimizers(model, config),
                    Ema(model, config.ema) if config.ema else None)
     folder = checkpoint.newest_valid(Path(config.output)) if config.save.resume else None
@@ -131,26 +132,22 @@ def go_on(run: loop.Run, folder: Path, config: TrainConfig, processes: Processes
 
 
 def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool = False) -> int:
-    """Write the newest checkpoint as a file that Jodi Loader, or the host's LoRA loader, opens; its step.
+    """Write the newest checkpoint as a file that the family's loader, or the host's LoRA loader, opens; its step.
 
-    A transformer in float16; in the modes lora and dora the changes alone, unless `merged`. Averaged weights if the
-    run averages, unless `raw`.
+    In float16; in the modes lora and dora the changes alone, unless `merged`. Averaged weights if the run averages,
+    unless `raw`.
     """
-    model = make_model(config, Encoders(config.start, torch.device("cpu")))
-    choose_trained(model, config)
+    family = FAMILY[config.family]
+    model = family.make_model(config, Encoders(config.start, torch.device("cpu")))
+    family.choose_trained(model, config)
     averaged = bool(config.ema) and not raw
     step = load_weights(config, model, averaged)
-    if config.mode in ("lora", "dora") and not merged:
-        write_safetensors(target, adapter_tensors(model), {"jodi_steps": str(step)}, overwrite=True)
-    else:
-        merge_adapters(model)
-        write_model(target, "transformer", model.config, {k: v.half() for k, v in model.state_dict().items()},
-                    overwrite=True)
+    family.write(model, config, target, step, merged)
     print(f"{target}: step {step}")
     return step
 
 
-def load_weights(config: TrainConfig, model: JodiTransformer, averaged: bool) -> int:
+def load_weights(config: TrainConfig, model: torch.nn.Module, averaged: bool) -> int:
     """Fill what is trained from the newest valid checkpoint; returns its step."""
     folder = checkpoint.newest_valid(Path(config.output))
     if folder is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .captions import caption, vary
 from .config import ToyConfig
-from .data import Item
+from .source import Item
 from .world import render, sample_scene
 
 SHARD = 1024    # scenes per file

@@ -7,7 +7,8 @@ import huggingface_hub
 import pytest
 
 from training import card
-from training.config import TrainConfig, StartConfig, load_config
+from training.config import StartConfig, TrainConfig
+from training.config_file import load_config
 
 LINES = [{"step": 2, "loss": 0.5}, {"step": 2, "eval/loss": 0.25}, {"step": 4, "eval/loss": 0.125},
          {"step": 6, "eval/loss": 9.0}]

@@ -18,6 +18,7 @@ from training import batches, checkpoint, cli, faults, run
 from training.caches import Store
 from training.config import FaultsConfig, SaveConfig, SpeedConfig
 from training.faults import DiskFull, Faults, Unreadable, WorkerDied
+from training.losses import JointLoss
 from training.order import BatchOrder
 from training.parallel import Processes
 from training.watch import SPEED
@@ -218,13 +219,13 @@ def test_an_interrupt_of_the_terminal_leaves_the_workers_alone(tmp_path, train, 
 # ---- memory -----------------------------------------------------------------------------------------------------
 
 def test_without_memory_it_is_said_what_needs_less(tmp_path, train, monkeypatch):
-    forward, calls = run.JointLoss.forward, iter(range(100))
+    forward, calls = JointLoss.forward, iter(range(100))
 
     def exhausted(*arguments):
         if next(calls) == 7:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return forward(*arguments)
-    monkeypatch.setattr(run.JointLoss, "forward", exhausted)
+    monkeypatch.setattr(JointLoss, "forward", exhausted)
     with pytest.raises(torch.OutOfMemoryError) as caught:
         train(tmp_path)
     size = "32x32" if sample_of(3) < 40 else "32x16"

@@ -12,7 +12,8 @@ from jodi_core.models.jodi import JodiTransformer
 from jodi_core.weights import load_transformer, write_model
 from training import run
 from training.adapters import add_adapters, adapters_of, merge_adapters
-from training.config import AdapterConfig, SpeedConfig, StartConfig, build, TrainConfig
+from training.config import AdapterConfig, SpeedConfig, StartConfig, TrainConfig
+from training.config_file import build
 from training.extend import extend
 from training.model import make_model
 from training.parallel import Processes

@@ -9,7 +9,8 @@ import torch
 
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
 from training.came import Came
-from training.config import OptimConfig, TrainConfig, load_config
+from training.config import OptimConfig, TrainConfig
+from training.config_file import load_config
 from training.optim import Muon, make_optimizers, orthogonalise, peak_rates, schedule
 
 

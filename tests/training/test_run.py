@@ -13,7 +13,10 @@ import torch
 
 from jodi_core.weights import load_transformer
 from training import bundle, checkpoint, cli, run
-from training.config import OptimConfig, SaveConfig, build, load_config, to_dict
+from training.config import OptimConfig, SaveConfig
+from training.config_file import build, load_config, to_dict
+from training.losses import JointLoss
+from training.model import make_model
 from training.parallel import Processes
 from training.watch import SPEED
 
@@ -57,7 +60,7 @@ def program(folder: Path, *options: str, processes: int = 1, dies: bool = False)
 
 def weights(folder: Path, averaged: bool = True) -> dict[str, torch.Tensor]:
     """Of the newest checkpoint."""
-    model = run.make_model(toy_config(folder), FakeText())
+    model = make_model(toy_config(folder), FakeText())
     run.load_weights(toy_config(folder), model, averaged)
     return {name: value.detach() for name, value in model.named_parameters()}
 
@@ -130,9 +133,9 @@ def test_training_lowers_the_loss(tmp_path):
 
 
 def test_a_gradient_that_is_not_a_number_stops_the_run_before_it_is_saved(tmp_path, monkeypatch):
-    errors = run.JointLoss.errors
+    errors = JointLoss.errors
     calls = iter(range(1000))
-    monkeypatch.setattr(run.JointLoss, "errors", lambda *a: errors(*a) * (torch.nan if next(calls) == 5 else 1))
+    monkeypatch.setattr(JointLoss, "errors", lambda *a: errors(*a) * (torch.nan if next(calls) == 5 else 1))
     with pytest.raises(FloatingPointError, match="step 2: the gradient is nan"):
         run.train(toy_config(tmp_path), Processes())
     assert [step for step, _ in checkpoint.checkpoints(tmp_path)] == [2]
@@ -140,7 +143,7 @@ def test_a_gradient_that_is_not_a_number_stops_the_run_before_it_is_saved(tmp_pa
 
 
 def test_a_finished_run_is_not_run_again(whole, monkeypatch):
-    monkeypatch.setattr(run.JointLoss, "forward", lambda *a: pytest.fail("a step was taken"))
+    monkeypatch.setattr(JointLoss, "forward", lambda *a: pytest.fail("a step was taken"))
     run.train(toy_config(whole), Processes())
 
 

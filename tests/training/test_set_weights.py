@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from training.config import SetConfig, build
+from training.config import SetConfig
+from training.config_file import build
 from training.order import BatchOrder
 
 SETS = {"small": (30, 4.0), "plain": (120, 1.0), "large": (300, 0.5)}    # samples, weight

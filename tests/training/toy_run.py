@@ -18,9 +18,9 @@ from jodi_core.models.jodi import JodiConfig  # noqa: E402
 from training import checkpoint, run  # noqa: E402
 from training.config import (EvaluationConfig, FaultsConfig, OptimConfig, SaveConfig, SetConfig,  # noqa: E402
                              SpeedConfig, StartConfig, TrainConfig, WatchConfig)
-from training.data import Item  # noqa: E402
 from training.evaluate import Evaluator  # noqa: E402
 from training.parallel import Processes  # noqa: E402
+from training.source import Item  # noqa: E402
 
 MODEL = JodiConfig(domains=("image", "depth", "edge"), hidden_size=32, depth=2, num_heads=2, in_channels=4,
                    input_size=4, caption_channels=8, model_max_length=6, y_norm_scale_factor=1.0,
@@ -71,7 +71,7 @@ class FakeText:
     def __init__(self, *ignored):
         self.text = self
 
-    def encode_negative(self, prompts, rows):
+    def encode_negative(self, prompts, rows=6):
         return torch.linspace(-1, 1, rows * 8).view(1, rows, 8)
 
 

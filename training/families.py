@@ -1,0 +1,38 @@
+"""What the trainer asks of a family of models. Everything else is the same for all of them.
+
+A third family adds an entry here and in `config.FAMILIES`; a domain that is no picture (text) also needs a source whose
+items hold it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from jodi_core.domains import JointConfig
+
+from . import jointnet_losses, jointnet_model, losses, model
+from .losses import JointLoss
+
+
+@dataclass(frozen=True)
+class Family:
+    """The functions of one family; those of `model.py` and `losses.py` say what they take."""
+
+    starting_config: Callable[..., JointConfig]    # of the model that a run starts from, without its weights
+    make_model: Callable[..., nn.Module]
+    choose_trained: Callable[..., None]            # freezes what the mode does not train
+    blocks: Callable[..., Iterable[nn.Module]]     # that can be recomputed in the backward pass
+    make_loss: Callable[..., JointLoss]            # around a model
+    draw_roles: Callable                           # of a task
+    draw_question: Callable
+    write: Callable[..., None]                     # a trained model as a file
+
+
+FAMILY = {
+    "jodi": Family(model.starting_config, model.make_model, model.choose_trained, model.blocks, losses.make_loss,
+                   losses.draw_task_roles, losses.draw_question, model.write),
+    "jointnet": Family(jointnet_model.starting_config, jointnet_model.make_model, jointnet_model.choose_trained,
+                       jointnet_model.blocks, jointnet_losses.make_loss, jointnet_losses.draw_task_roles,
+                       jointnet_losses.draw_question, jointnet_model.write),
+}
