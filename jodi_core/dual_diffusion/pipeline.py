@@ -12,7 +12,7 @@ from random import SystemRandom
 import torch
 from torch import Tensor
 
-from ..calls import in_parts, place_of
+from ..calls import in_parts, place_of, seeded
 from ..domains import JointRoles
 from ..files import WeightsError, locate
 from ..fitting import CROP
@@ -61,8 +61,9 @@ class DualDiffusionPipeline:
 
         ref: the folder of a published model, or a transformer file, to which text_encoder and autoencoder (folders or
         files) must be named. tokenizer: its folder; default that of the model's folder, else the vocabulary of T5 v1.1.
-        mask_embedding: see `read_t5`. device: default the GPU if there is one. dtype: default bfloat16 on a GPU
-        (float16 overflows in T5), float32 elsewhere. WeightsError for files that do not fit.
+        mask_embedding: see `read_t5`. device: default the GPU if there is one. dtype: default bfloat16 on a GPU,
+        float32 elsewhere; beside float16 the T5 is bfloat16, as it would overflow. WeightsError for files that do not
+        fit.
         """
         root = locate(ref)
         parts = {"text_encoder": text_encoder or component(root, "text_encoder"),
@@ -74,8 +75,9 @@ class DualDiffusionPipeline:
         place = place_of(device, dtype)
         network = load_transformer(root, **place)
         words = load_words(root, network.config, tokenizer)
-        return cls(network, load_t5(parts["text_encoder"], network.config, mask_embedding, **place), words,
-                   load_kl(locate(parts["autoencoder"]), **place), read_shift(root))
+        t5_dtype = torch.bfloat16 if place["dtype"] == torch.float16 else place["dtype"]
+        t5 = load_t5(parts["text_encoder"], network.config, mask_embedding, device=place["device"], dtype=t5_dtype)
+        return cls(network, t5, words, load_kl(locate(parts["autoencoder"]), **place), read_shift(root))
 
     @torch.no_grad()
     def __call__(self, prompt: str | Sequence[str] = "", *, conditions: dict | None = None,
@@ -84,7 +86,8 @@ class DualDiffusionPipeline:
                  count: int = 1, callback: Callable | None = None) -> DualDiffusionResult:
         """A picture from a text, or with conditions={"image": picture} a text about the picture.
 
-        prompt          what to show, `count` pictures of each; or how the text begins
+        prompt          what to show; or how the text begins
+        count           pictures of each prompt; texts of each picture, of which the one that fits best is returned
         generate        ("image",) or ("text",); default: what is not given
         height, width   in pixels; default the side that the model was trained on. Others give worse pictures.
         steps           default 28, for a text 128
@@ -100,15 +103,15 @@ class DualDiffusionPipeline:
         roles = roles_of(generate or ([TEXT] if conditions else [IMAGE]), bool(conditions))
         seed = SystemRandom().getrandbits(32) if seed is None else seed
         if roles == TEXT_FROM_PICTURE:
-            texts = self.caption(conditions[IMAGE], prompt, steps=steps or 128, seed=seed, samples=count,
-                                 callback=callback)
+            texts = self.caption(conditions[IMAGE], prompt, steps=128 if steps is None else steps, seed=seed,
+                                 samples=count, callback=callback)
             return DualDiffusionResult(roles, seed, texts=texts)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if count < 1 or not prompts:
             raise ValueError(f"count {count} must be at least 1, and so must the number of prompts, {len(prompts)}")
         noise_BCHW = self.noise(len(prompts) * count, height or self.side, width or self.side, seed)
         levels = noise_levels(28 if steps is None else steps, self.shift)
-        states = self.prompt_states([text for text in prompts for _ in range(count)])
+        states = self.prompt_states(prompts).repeat_interleave(count, dim=0)
         if guidance != 1:
             states = torch.cat([self.prompt_states([negative_prompt]).expand_as(states), states])
         latent_BCHW = sample_picture(self.network, noise_BCHW, states, levels, guidance=guidance, callback=callback)
@@ -121,10 +124,8 @@ class DualDiffusionPipeline:
         if height % unit or width % unit or not 0 < min(height, width) <= max(height, width) <= largest:
             raise ValueError(f"pictures of {width}x{height}: both sides must be multiples of {unit} from {unit} to "
                              f"{largest} pixels")
-        if not 0 <= seed < 2 ** 64:
-            raise ValueError(f"seed {seed} must be between 0 and 2^64 - 1")
         size = height // self.autoencoder.factor, width // self.autoencoder.factor
-        return torch.randn(rows, self.config.in_channels, *size, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(rows, self.config.in_channels, *size, generator=seeded(seed))
 
     def prompt_states(self, prompts: list[str]) -> Tensor:
         """(B, L, width) T5 states of prompts."""

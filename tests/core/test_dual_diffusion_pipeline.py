@@ -210,6 +210,14 @@ def test_half_a_folder(other):
         DualDiffusionPipeline.from_pretrained(other)
 
 
+def test_t5_does_not_overflow(folder):
+    """float16 is for the other parts."""
+    pipe = DualDiffusionPipeline.from_pretrained(folder, device="cpu", dtype=torch.float16)
+    assert pipe.t5.model.dtype == torch.bfloat16 and pipe.network.null_image_embd.dtype == torch.float16
+    assert pipe("a red house", steps=2, seed=1).pictures["image"].isfinite().all()
+    assert pipe.caption(picture(), seed=1, steps=4)
+
+
 def test_padding_follows_the_folder(other):
     (other / "tokenizer" / "tokenizer_config.json").write_text('{"pad_token": {"content": "<pad>"}}')
     pipe = DualDiffusionPipeline.from_pretrained(other)
@@ -239,6 +247,7 @@ def test_pictures(pipe):
     ({"generate": ["text"]}, "image ignore, text generate. Generate the image of a text"),
     ({"generate": ["image", "text"]}, "image generate, text generate"),
     ({"generate": ["depth"]}, "no domain depth"),
+    ({"conditions": {"image": picture()}, "steps": 0}, "steps 0 must be at least 1"),
 ])
 def test_pictures_that_cannot_be(pipe, settings, message):
     with pytest.raises(ValueError, match=message):
