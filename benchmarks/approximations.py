@@ -79,8 +79,12 @@ WAYS = {
     "guidance from 0.2 to 0.7": _unguided((0.0, 0.2), (0.7, 1.0)),
     "fp8_e4m3fn weights": Way(weights="fp8_e4m3fn"),
     "fp8_e5m2 weights": Way(weights="fp8_e5m2"),
+    "int8 weights": Way(weights="int8"),
 }
 PUBLISHED = next(iter(WAYS))
+QUALITIES = [*(f"perception: {title}" for title, _, _ in PERCEPTION.values()), "control: image PSNR, dB",
+             "joint: colours obeyed", "joint: sides obeyed", "joint: segmentation as perceived",
+             "joint: normal median as perceived (lower)"]
 
 
 def node(kind: str, **inputs) -> dict:
@@ -128,26 +132,28 @@ class Results:
         self.pictures.append({name: picture[None] for name, picture in found.items()})
 
 
-def run_all(server: Server, truth: Pictures, texts: list[str]) -> dict[tuple[str, str], Results]:
+def run_all(server: Server, ways: dict[str, Way], truth: Pictures,
+            texts: list[str]) -> dict[tuple[str, str], Results]:
     """(way, task) -> results; the order turns round from scene to scene. The first scene comes twice, to warm up."""
-    found = {(name, task): Results() for name, way in WAYS.items() for task in way.tasks}
+    found = {(name, task): Results() for name, way in ways.items() for task in way.tasks}
     for turn, row in enumerate([0, *range(len(texts))]):
         files = {name: server.upload(f"approximations_{row}_{name}.png", truth[name][row])
                  for name in {name for task in TASKS.values() for name in task.given}}
         for name, task in list(found)[::-1 if turn % 2 else 1]:
             results = Results() if turn == 0 else found[name, task]
-            results.add(server, prompt_of(WAYS[name], TASKS[task], texts[row], 1000 * turn, files), TASKS[task])
+            results.add(server, prompt_of(ways[name], TASKS[task], texts[row], 1000 * turn, files), TASKS[task])
         print(f"{time.strftime('%H:%M:%S')} scene {turn} of {len(texts)}", file=sys.stderr, flush=True)
     return found
 
 
-def quality(found: dict[tuple[str, str], Results], truth: Pictures, scenes: list) -> list[list[str]]:
-    """A row per way; what it does not change is left out. Joint labels are held against what the plain core perceives
-    in the joint picture."""
+def quality(found: dict[tuple[str, str], Results], ways: dict[str, Way], truth: Pictures,
+            scenes: list) -> list[list[str]]:
+    """QUALITIES of each way, empty where it changes nothing. Joint labels are held against what the plain core
+    perceives in the joint picture."""
     judge = JodiPipeline.from_pretrained("tiny")
     surroundings = Surroundings.of([sample_scene(seed) for seed in BASELINE_SEEDS], truth_of(BASELINE_SEEDS))
     named, rows = [named_words(scene) for scene in scenes], []
-    for name, way in WAYS.items():
+    for name, way in ways.items():
         made = {task: joined(found[name, task].pictures) for task in way.tasks}
         perceived = compare(made["perception"], truth) if "perception" in made else {}
         cells = [f"{perceived[key]:{form}}" if perceived else "" for key, (_, form, _) in PERCEPTION.items()]
@@ -155,15 +161,15 @@ def quality(found: dict[tuple[str, str], Results], truth: Pictures, scenes: list
         obeyed = obedience(named, seen_words(joint["albedo"], joint["segmentation"], surroundings))
         seen_again = sampled(judge, conditions={"image": joint["image"]})
         agreement = compare({label: joint[label] for label in seen_again}, seen_again)
-        rows.append([name, *cells, f"{compare(made['control'], truth)['image', 'psnr']:.1f}", f"{obeyed['colour']:.2f}",
+        rows.append([*cells, f"{compare(made['control'], truth)['image', 'psnr']:.1f}", f"{obeyed['colour']:.2f}",
                      f"{obeyed['side']:.2f}", f"{agreement['segmentation', 'accuracy']:.3f}",
                      f"{agreement['normal', 'median']:.2f}"])
     return rows
 
 
-def speed(found: dict[tuple[str, str], Results]) -> list[list[str]]:
+def speed(found: dict[tuple[str, str], Results], ways: dict[str, Way]) -> list[list[str]]:
     rows = []
-    for name, way in WAYS.items():
+    for name, way in ways.items():
         cells = [name]
         for task in TASKS:
             if task not in way.tasks:
@@ -178,6 +184,7 @@ def speed(found: dict[tuple[str, str], Results]) -> list[list[str]]:
 def parse(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, metavar="URL", help="a running ComfyUI that has this pack")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help=f"beside {PUBLISHED!r}")
     parser.add_argument("--scenes", type=int, default=32, help="held-out ones, as in benchmarks/tiny_quality.py")
     parser.add_argument("--output", type=Path, metavar="FILE.md")
     options = parser.parse_args(arguments)
@@ -192,14 +199,14 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = range(FIRST_SEED, FIRST_SEED + options.scenes)
     scenes, truth = [sample_scene(seed) for seed in seeds], truth_of(seeds)
     texts = [caption(scene, seed, shorten=0) for scene, seed in zip(scenes, seeds)]
-    found = run_all(Server(options.server), truth, texts)
+    ways = {name: way for name, way in WAYS.items() if name in (PUBLISHED, *options.ways)}
+    found = run_all(Server(options.server), ways, truth, texts)
     command = shlex.join(["python", "benchmarks/approximations.py", *arguments])
     head = [f"`{command}`", f"{time.strftime('%Y-%m-%d')}, {machine(torch.device('cpu'))}, load average at the start "
             f"{load:.1f}, at the end {os.getloadavg()[0]:.1f}; {options.scenes} scenes, one at a time."]
-    timed = table(["", *(cell for task in TASKS for cell in (f"{task}, seconds", "speed"))], speed(found))
-    judged = table(["", *(title for title, _, _ in PERCEPTION.values()), "image from depth + albedo, PSNR, dB",
-                    "joint: colours obeyed", "sides obeyed", "segmentation as perceived", "normal median as perceived"],
-                   quality(found, truth, scenes))
+    timed = table(["", *(cell for task in TASKS for cell in (f"{task}, seconds", "speed"))], speed(found, ways))
+    columns = quality(found, ways, truth, scenes)
+    judged = table(["", *ways], [[title, *cells] for title, *cells in zip(QUALITIES, *columns, strict=True)])
     text = "\n\n".join([*head, timed, judged]) + "\n"
     print(text)
     if options.output:

@@ -90,7 +90,8 @@ class JodiLoader(io.ComfyNode):
                                tooltip="The DC-AE f32c32 autoencoder, from models/vae or in the model file."),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), advanced=True,
                                tooltip="How the transformer's matrices are kept in memory. 'default' decides by the "
-                                       "file and the device; fp8 halves the memory and costs some quality."),
+                                       "file and the device. int8 and the fp8 choices save memory and cost some "
+                                       "quality (int8 least); measured in the help."),
             ],
             outputs=[
                 io.Model.Output(tooltip="Runs with KSampler and Jodi Joint Sampler alike."),
