@@ -3,6 +3,7 @@
     python -m jodi_core joint --model tiny --prompt "a red house beside a lake" --seed 7 --output pictures
     python -m jodi_core control --condition depth=depth.png --prompt "a house" --output pictures
     python -m jodi_core perceive --image photo.jpg --domains depth,normal --output pictures
+    python -m jodi_core jointnet --model rgbd_inpaint_sd21b --base sd21-base --condition image=photo.jpg
 """
 
 import argparse
@@ -40,8 +41,10 @@ def _parser() -> argparse.ArgumentParser:
                           ("control", "generate a picture that obeys given labels"),
                           ("perceive", "read labels from a picture")):
         _add_sampling(commands.add_parser(name, help=purpose), name)
+    _add_jointnet(commands.add_parser("jointnet", help="picture and depth by JointNet: made, converted, enlarged"))
     command = commands.add_parser("convert", help="rewrite a weight file as one safetensors file with its settings")
-    command.add_argument("source", help="file (.pth, .safetensors), hf://owner/name/file, or a Gemma-2 folder")
+    command.add_argument("source", help="file (.pth, .safetensors), hf://owner/name/file, or a folder of Gemma-2 or "
+                         "JointNet")
     command.add_argument("target", type=Path)
     command.add_argument("--dtype", choices=(*STORED_DTYPES, *DTYPES), metavar="TYPE",
                          help=f"number type of the weights: {', '.join(STORED_DTYPES)} (default: as stored); with "
@@ -86,15 +89,43 @@ def _add_sampling(parser: argparse.ArgumentParser, mode: str) -> None:
     add("--model", default="tiny", help="'tiny' (default), a folder, a file, or hf://owner/name/file")
     add("--autoencoder", metavar="FILE", help="default: the model's own")
     add("--text-encoder", metavar="FILE", help="default: the model's own")
-    add("--seed", type=int, help="default: a new one")
-    add("--count", type=int, default=1, help="pictures per prompt")
     add("--steps", type=int, help="default: 20, for perception 10")
     add("--guidance", type=float, help="default: 4.5; without effect on perception")
+    _add_run(parser)
+    parser.set_defaults(run=_sample, condition=[], image=None, prompt="", negative="")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--seed", type=int, help="default: a new one")
+    add("--count", type=int, default=1, help="pictures per prompt")
     add("--size", type=_size, metavar="HxW", help="height x width of the result")
     add("--device", help="cpu, cuda, mps (default: the GPU if there is one)")
     add("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 elsewhere")
     add("--output", type=Path, default=Path("output"), metavar="DIR", help="folder for the pictures (default: output)")
-    parser.set_defaults(run=_sample, condition=[], image=None, prompt="", negative="")
+
+
+def _add_jointnet(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a published folder (unet, jointnet), or a file made of it by `convert`")
+    add("--base", required=True, type=Path, help="the folder of Stable Diffusion 2.1 base (512 pixels)")
+    add("--prompt", default="", help="what to show")
+    add("--negative", default="", metavar="PROMPT", help="what to avoid")
+    add("--condition", default=[], action="append", type=_condition, metavar="DOMAIN=FILE",
+        help="a given picture, of image or depth; without a mask all of it")
+    add("--mask", default=[], action="append", type=_condition, metavar="DOMAIN=FILE",
+        help="over a given picture: white is made anew")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--panorama", action="store_true", help="closed, of 360 degrees")
+    what.add_argument("--expand", type=int, metavar="WIDTH", help="a panorama so wide around the given image")
+    what.add_argument("--upsample", type=_size, metavar="HxW", help="both given pictures, larger and with detail")
+    add("--keep", metavar="DOMAIN", help="with --upsample: this one has the size already, and stays")
+    add("--strength", type=float, help="share of the steps that is made (default: 1; with --upsample 0.4)")
+    add("--steps", type=int, default=50)
+    add("--guidance", type=float, default=7.5)
+    add("--normalize", action="store_true", help="stretch the depth to its 1 and 99 percent quantiles")
+    _add_run(parser)
+    parser.set_defaults(run=_jointnet)
 
 
 def _condition(text: str) -> tuple[str, str]:
@@ -128,6 +159,40 @@ def _sample(options) -> None:
                       negative_prompt=options.negative, height=height, width=width, steps=options.steps,
                       guidance=options.guidance, seed=options.seed, count=options.count, callback=progress)
     for path in save_pictures(result, options.output, conditions):
+        print(path)
+
+
+def _jointnet(options) -> None:
+    from dataclasses import replace
+    from functools import partial
+
+    from .jointnet import programs
+    from .jointnet.pictures import stretched
+    from .jointnet.pipeline import JointNetPipeline
+    pictures, masks = dict(options.condition), dict(options.mask)
+    how = programs.UPSAMPLING if options.upsample else programs.Sampling()
+    how = replace(how, steps=options.steps, guidance=options.guidance,
+                  strength=how.strength if options.strength is None else options.strength)
+    pipe = JointNetPipeline.from_pretrained(options.model, options.base, device=options.device,
+                                            dtype=_dtype(options.dtype))
+    if options.expand:
+        if "image" not in pictures:
+            raise ValueError("--expand needs the picture: --condition image=FILE")
+        run = partial(programs.expand, pipe, pictures["image"], options.expand, options.prompt)
+    elif options.upsample:
+        run = partial(programs.upsample, pipe, pictures, options.upsample, options.prompt, given=options.keep)
+    elif options.panorama:
+        run = partial(programs.panorama, pipe, options.prompt, size=options.size, pictures=pictures, masks=masks)
+    else:
+        height, width = options.size or (None, None)
+        run = partial(pipe, options.prompt, pictures=pictures, masks=masks, height=height, width=width)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with _Progress() as progress:
+        result = run(how=how, negative_prompt=options.negative, seed=options.seed, count=options.count,
+                     callback=progress)
+    if options.normalize and "depth" in result.pictures:
+        result = replace(result, pictures=result.pictures | {"depth": stretched(result.pictures["depth"])})
+    for path in save_pictures(result, options.output):
         print(path)
 
 

@@ -26,15 +26,17 @@ def panorama_tiling(height: int) -> Tiling:
     return Tiling((height, height), min(STRIDE, height), ramp=(0, RAMP), wrap=True, full_view=0.4, full_weight=5.0)
 
 
-def panorama(pipe: JointNetPipeline, prompt: str | Sequence[str], *, size: tuple[int, int] = PANORAMA_SIZE,
-             how: Sampling = Sampling(), **options) -> JointNetResult:
+def panorama(pipe: JointNetPipeline, prompt: str | Sequence[str] = "", *, size: tuple[int, int] | None = None,
+             pictures: dict | None = None, how: Sampling = Sampling(), **options) -> JointNetResult:
     """A closed panorama and its map, all 360 degrees of it (spec 4.3, and 4.4 with pictures and masks).
 
-    size: (height, width) in pixels. how: its windows, if it has some, stand in for the published ones.
+    size: (height, width) in pixels, default that of the pictures, else 512 x 2048. how: its windows, if it has some,
+    stand in for the published ones.
     """
-    height, width = size
+    pictures = {name: load_picture(picture) for name, picture in (pictures or {}).items()}
+    height, width = size or next((tuple(picture.shape[-2:]) for picture in pictures.values()), PANORAMA_SIZE)
     how = replace(how, tiling=how.tiling or panorama_tiling(height // pipe.config.latent_factor))
-    return pipe(prompt, height=height, width=width, how=how, **options)
+    return pipe(prompt, pictures=pictures, height=height, width=width, how=how, **options)
 
 
 def convert(pipe: JointNetPipeline, picture, to: str, prompt: str | Sequence[str] = "", *,

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from jodi_core.cli import main
 from jodi_core.conformance_cases import Recording
 from jodi_core.files import WeightsError
+from jodi_core.jointnet.pictures import stretched
 from jodi_core.jointnet.sampling import Sampling, latent_mask
 from jodi_core.jointnet.schedule import noise_levels, sigmas, timesteps
 from jodi_core.tiles import Tiling
@@ -292,6 +294,31 @@ def test_text_features(base):
     with torch.no_grad():
         whole(tokens)
         torch.testing.assert_close(whole.final_layer_norm(before_last[0]), features)
+
+
+def test_the_command_line(base, model, tmp_path, capsys):
+    from PIL import Image
+    Image.effect_noise((64, 64), 60).save(tmp_path / "grey.png")
+    common = ["jointnet", "--model", str(model), "--base", str(base), "--device", "cpu", "--steps", "2", "--seed", "3",
+              "--output", str(tmp_path / "made")]
+    image = ["--condition", f"image={tmp_path / 'grey.png'}"]
+    depth = ["--condition", f"depth={tmp_path / 'grey.png'}"]
+    for more, size in ((image, (64, 64)), ([*image, "--expand", "96", "--normalize"], (96, 64)),
+                       (["--panorama", "--size", "64x128"], (128, 64)),
+                       ([*image, *depth, "--upsample", "80x80", "--strength", "0.5"], (80, 80)),
+                       ([*image, *depth, "--mask", f"depth={tmp_path / 'grey.png'}"], (64, 64))):
+        assert main([*common, "--prompt", "a b", *more]) == 0, capsys.readouterr().err
+        files = {Path(line).name: Path(line) for line in capsys.readouterr().out.splitlines()}
+        assert {"3_00_depth.png", "3_00_depth_16bit.png", "3_sheet.png"} <= files.keys()
+        assert Image.open(files["3_00_depth.png"]).size == size
+    assert main([*common, "--expand", "96"]) == 2 and "--condition image=FILE" in capsys.readouterr().err
+
+
+def test_stretched_maps():
+    grey = picture(40, 40).mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    low, high = torch.quantile(grey[:, 0].flatten(), torch.tensor([0.01, 0.99]))
+    torch.testing.assert_close(stretched(grey), ((grey - low) / (high - low)).clamp(0, 1))
+    assert not stretched(torch.full((1, 3, 4, 4), 0.5)).any()
 
 
 def test_a_base_without_its_parts(base, model, tmp_path):
