@@ -23,6 +23,8 @@ JOINTNET_LINKS = (
     {"name": "v2-1_512-ema-pruned.safetensors", "directory": "checkpoints",
      "url": "https://huggingface.co/stabilityai/stable-diffusion-2-1-base/resolve/main/v2-1_512-ema-pruned.safetensors"},
 )
+# Dual Diffusion: folders with all parts; "base" makes pictures and captions, "sft" pictures and answers.
+DUAL_DIFFUSION = ("JleeOfficial/dual_diff_sd3_512_base", "JleeOfficial/dual_diff_sd3_512_sft")
 TEXT_ENCODER_FILE = "gemma-2-2b-it.safetensors"  # made of its published files, which ComfyUI does not read
 ARRIVALS = ".jodi-arrivals"  # in the models folder, while a download is on its way
 
@@ -56,6 +58,13 @@ def how_to_get_jointnet(model: bool) -> str:
     link = JOINTNET_LINKS[0 if model else -1]
     unpacked = "Unpack" if model else "Save"
     return f"{unpacked} {link['url']} into models/{link['directory']}"
+
+
+def how_to_get_dual_diffusion() -> str:
+    """One sentence, without its full stop: how the published folders come to where a ComfyUI looks for them."""
+    repo = DUAL_DIFFUSION[0]
+    return (f"Run `hf download {repo} --local-dir models/diffusers/{repo.partition('/')[2]}` in ComfyUI's folder "
+            "(..._sft in place of ..._base answers questions)")
 
 
 def download(ref: str, *, folder: Path | None = None, comfyui: Path | None = None) -> Path:

@@ -2,8 +2,12 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .captions import JodiAskImage, JodiCaptionImage
 from .custom_sampling import JodiNoise, JodiSampler, JodiSigmas
 from .decode import JodiDomainDecode, JodiLabelDecode
+from .dual_diffusion_loader import JodiDualDiffusionLoader
+from .dual_diffusion_text import JodiDualDiffusionTextEncode
+from .fill_text import JodiFillText, JodiScoreText
 from .jointnet_loader import JodiJointNetLoader
 from .labels import JodiLabelConvert
 from .loader import JodiLoader
@@ -14,12 +18,14 @@ from .resampling import JodiResampling
 from .roles import JodiDomain, JodiRoleSwitch
 from .sampling import JodiJointSampler
 from .text import JodiTextEncode
+from .text_options import JodiTextOptions
 from .tiles import JodiTiles
 from .upsample import JodiUpsample
 
 NODES = [
     JodiLoader,
     JodiJointNetLoader,
+    JodiDualDiffusionLoader,
     JodiTiles,
     JodiPanoramaCanvas,
     JodiUpsample,
@@ -36,6 +42,12 @@ NODES = [
     JodiLabelConvert,
     JodiPoseKeypoints,
     JodiDepthMesh,
+    JodiDualDiffusionTextEncode,
+    JodiCaptionImage,
+    JodiAskImage,
+    JodiFillText,
+    JodiScoreText,
+    JodiTextOptions,
 ]
 
 

@@ -1,8 +1,5 @@
 """JointNet Loader: both U-Nets of a JointNet, with the text encoder and the autoencoder of Stable Diffusion 2.1."""
 
-import os
-from pathlib import Path
-
 import folder_paths
 from comfy_api.latest import io
 
@@ -13,29 +10,20 @@ from ..jodi_core.weights import tiny_bundle
 from .host.jointnet import load_jointnet
 from .host.stock_parts import clip_of, empty_text, vae_of
 from .loader import CHECKPOINT, NO_TEXT, TINY, WEIGHT_DTYPES
+from .model_folders import FOLDER, model_folders
 
 TINY_MODEL = TINY_FOLDER / "jointnet.safetensors"
-FOLDER = "diffusers: "    # before names of folders in that of diffusers models
+LAYOUT = {BRANCHES[1]}    # of a published folder, or of what is left of one
 DTYPES = {name: options for name, options in WEIGHT_DTYPES.items() if "int8" not in options}
 PARTS = {"model_name": "diffusion_models", "text_encoder_name": "text_encoders", "vae_name": "vae"}
 TINY_KINDS = {"text_encoder_name": "text_encoder", "vae_name": "autoencoder"}
-
-
-def published_folders() -> dict[str, str]:
-    """Choice -> path of every folder in the published layout, or what is left of one, among the host's diffusers."""
-    found = {}
-    for root in folder_paths.get_folder_paths("diffusers"):
-        for folder, inside, _ in os.walk(root, followlinks=True):
-            if BRANCHES[1] in inside:
-                found.setdefault(FOLDER + Path(folder).relative_to(root).as_posix(), folder)
-    return found
 
 
 def offered(part: str) -> list[str]:
     """The choices for one input."""
     files = folder_paths.get_filename_list(PARTS[part])
     if part == "model_name":
-        return [*([TINY] if TINY_MODEL.is_file() else []), *published_folders(), *files]
+        return [*([TINY] if TINY_MODEL.is_file() else []), *model_folders(LAYOUT), *files]
     checkpoints = [CHECKPOINT + name for name in folder_paths.get_filename_list("checkpoints")]
     return [*checkpoints, *files, *([NO_TEXT] if part == "text_encoder_name" else []), TINY]
 
@@ -47,7 +35,7 @@ def path_of(part: str, name: str) -> str:
     if name == TINY:
         return str(TINY_MODEL if part == "model_name" else tiny_bundle()[TINY_KINDS[part]])
     if name.startswith(FOLDER):
-        return published_folders()[name]
+        return model_folders(LAYOUT)[name]
     if name.startswith(CHECKPOINT):
         return folder_paths.get_full_path_or_raise("checkpoints", name.removeprefix(CHECKPOINT))
     return folder_paths.get_full_path_or_raise(PARTS[part], name)

@@ -32,6 +32,10 @@ SHOWN = {
     "JodiDomain": {"name": "shadow", "domain": "generate"},
     "JodiTextEncode": {"text": "a red house on the left, under a clear blue sky"},
     "JodiLabelConvert": {"kind": "segmentation"},
+    "JodiDualDiffusionLoader": {"model_name": "diffusers: dual_diff_sd3_512_base"},
+    "JodiDualDiffusionTextEncode": {"text": "a red house beside a lake"},
+    "JodiAskImage": {"question": "What colour is the house?", "style": "short"},
+    "JodiFillText": {"text": "a {1} house beside a {2}"}, "JodiScoreText": {"text": "a red house beside a lake"},
     "JodiDomainDecode": {"name": "depth"}, "JodiNoise": {"kind": "same for every role choice"},
 }
 READY = "app.graph && window.LiteGraph && LiteGraph.registered_node_types['JodiLoader']"

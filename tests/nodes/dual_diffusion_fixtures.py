@@ -1,0 +1,33 @@
+"""The recorded Dual Diffusion model as MODEL, CLIP and VAE, for the tests of this folder that need it."""
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from dual_diffusion_files import GOLDEN, write_folder, write_picture_vae
+from safetensors.torch import load_file
+
+
+@cache
+def recorded() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@cache
+def folder() -> Path:
+    """In the published layout; the autoencoder is a small one that ComfyUI knows."""
+    root = Path(tempfile.mkdtemp()) / "dual"
+    write_folder(root)
+    write_picture_vae(root / "vae" / "diffusion_pytorch_model.safetensors")
+    return root
+
+
+@cache
+def loaded() -> tuple:
+    """(MODEL, CLIP, VAE)."""
+    from jodi_pack.nodes.host.dual_diffusion import load_dual_diffusion, load_picture_vae
+    from jodi_pack.nodes.host.dual_diffusion_text import load_t5_clip
+    model = load_dual_diffusion(str(folder()))
+    config = model.model.diffusion_model.config
+    return (model, load_t5_clip(str(folder()), str(folder()), config), load_picture_vae(str(folder()), config))
