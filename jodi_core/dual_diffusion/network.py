@@ -96,7 +96,9 @@ class DualDiffusionTransformer(nn.Module):
         x, y = seen.tokens_BNC, self.embed_text(states_BLE)
         for i, (block, modulations) in enumerate(zip(self.transformer_blocks, seen.modulations)):
             x, y = block(x, y, modulations, self.wanted(i, TEXT))
-        return self.text_head(y[places_BL.to(y.device)]).float()
+        # Found where the places are, mostly on the CPU: a mask on a GPU would make the caller wait for its result.
+        rows_M, columns_M = (index.to(y.device) for index in places_BL.nonzero(as_tuple=True))
+        return self.text_head(y[rows_M, columns_M]).float()
 
     def wanted(self, block: int, stream: str) -> tuple[str, ...]:
         """The streams that a block carries on, when the head of one is read."""

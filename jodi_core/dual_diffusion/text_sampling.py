@@ -160,9 +160,12 @@ class TextSampler:
     def step(self, draws: Draws, t: float, s: float) -> None:
         rows = self.unfinished()
         self.evaluate(rows)
-        for row in rows:
-            log_p_MV, blank_L = self.log_p[row], self.ids_BL[row] == self.mask_id
-            u_MV = draws(row, blank_L, log_p_MV.shape[-1]).to(log_p_MV.device)
+        # All draws before any result is looked at, so that they are made while a GPU computes.
+        classes = self.mask_id + 1
+        uniforms = [draws(row, self.ids_BL[row] == self.mask_id, classes) for row in rows]
+        for row, u_MV in zip(rows, uniforms):
+            log_p_MV = self.log_p[row]
+            u_MV = u_MV.to(log_p_MV.device)
             p_MV = log_p_MV.exp() if self.options == TextOptions() else narrowed(log_p_MV, self.options)
             if self.options.confident:
                 left = floor(int(self.asked_BL[row].sum()) * s)
