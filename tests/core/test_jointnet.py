@@ -116,6 +116,12 @@ def test_keys_and_shapes_of_the_published_size():
     assert JointNetConfig.from_state_dict(branch) == config
     parts = sum(parameter.numel() for name, parameter in model.named_parameters() if "masked_latent" not in name)
     assert parts == 1_754_804_488
+    with torch.device("meta"):
+        text = model.read_text(torch.empty(2, 77, 1024))
+        out = model(torch.empty(2, 4, 2, 64, 100), torch.empty(1), text, BOTH)
+    assert out.shape == (2, 4, 2, 64, 100)
+    assert {k.shape[1] for branch in text for k, *_ in branch.values()} == {5, 10, 20}    # heads, all 64 wide
+    assert {k.shape[-1] for branch in text for k, *_ in branch.values()} == {64}
 
 
 def test_a_latent_of_other_domains_is_refused(tiny, call):
