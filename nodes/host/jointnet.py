@@ -74,6 +74,9 @@ class JointNetNetwork(JointCall, HostBranch):
         for branch in (self, jointnet):
             add_exchange(branch, config, operations, device=device, dtype=dtype)
         self.jointnet = jointnet
+        for module in self.modules():
+            if isinstance(module, torch.nn.GroupNorm):    # the host always makes 32 groups
+                module.num_groups = config.norm_groups
 
     def predict(self, x, timesteps, context, roles, clean, options):
         """Predicted noise. clean: `known_input`, of the variant with masks and of the other."""
@@ -161,9 +164,9 @@ def unet_settings(config: JointNetConfig) -> dict:
     """Arguments of the host's U-Net for one branch. ValueError for sizes that it cannot have."""
     widths = {channels // heads for channels, heads in zip(config.channels, config.heads)}
     uneven = any(channels % config.channels[0] for channels in config.channels)
-    if len(widths) > 1 or uneven or config.norm_groups != 32:
-        raise ValueError(f"channels {config.channels}, {config.heads} heads, {config.norm_groups} norm groups: the "
-                         "U-Net of ComfyUI needs heads of one width, multiples of the first channels and 32 groups")
+    if len(widths) > 1 or uneven or config.channels[0] % 32:
+        raise ValueError(f"channels {config.channels} with {config.heads} heads: the U-Net of ComfyUI needs heads of "
+                         "one width, channels that are multiples of the first, and that a multiple of 32")
     depths = [int(attends) for attends in config.attention for _ in range(config.layers)]
     return {
         "image_size": config.sample_size, "in_channels": config.in_channels, "out_channels": config.in_channels,

@@ -1,5 +1,7 @@
 """What the host's own parts do with JointNet: LoRA, little memory, masks, two stages, tiles, other guidance."""
 
+import dataclasses
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -10,7 +12,9 @@ from jointnet_fixtures import DOMAINS, recorded_model
 from nodes_fixtures import relative
 
 from jodi_core.domains import JointRoles
+from jodi_pack.jodi_core.jointnet.config import JointNetConfig
 from jodi_pack.nodes import joint
+from jodi_pack.nodes.host.jointnet import JointNetModelConfig
 from jodi_pack.nodes.host.sampling import Published, model_sigmas
 from jodi_pack.nodes.tiles import JodiTiles
 
@@ -193,3 +197,17 @@ def test_given_pictures_of_another_size_are_refused():
     clean = scene(1, size=(8, 16))
     with pytest.raises(ValueError, match="make its conditioning anew"):
         sample(recorded_model(True), TO_DEPTH, clean, scene(1))
+
+
+def test_other_sizes():
+    """Few groups of normalisation, levels without attention, one block per level; the host's classes have no such."""
+    config = JointNetConfig(channels=(32, 64), attention=(False, True), heads=(1, 2), layers=1, text_width=8,
+                            norm_groups=4, in_channels=6)
+    network = JointNetModelConfig(config)
+    network.set_inference_dtype(torch.float32, None)
+    network = network.get_model({}).diffusion_model
+    assert {module.num_groups for module in network.modules() if isinstance(module, torch.nn.GroupNorm)} == {4}
+    assert network.jointnet.input_blocks[0][0].weight.shape == (32, 6, 3, 3) and len(network.jointnet_down_blocks) == 4
+    for change in ({"channels": (32, 48)}, {"heads": (2, 2)}, {"channels": (48, 96)}):
+        with pytest.raises(ValueError, match="the U-Net of ComfyUI needs"):
+            JointNetModelConfig(dataclasses.replace(config, **change))
