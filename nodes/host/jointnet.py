@@ -148,6 +148,7 @@ def load_jointnet(path: str, model_options: dict = {}, empty_text_1MC: torch.Ten
     JointNet, or was made from the 768 pixel version of Stable Diffusion 2.1, which predicts velocity.
     """
     require("model")
+    require("JointNet")
     if Path(path).is_file() and kind_of(read_header(Path(path)).shapes) == "transformer":
         raise WeightsError(f"{path} is a Jodi transformer: choose it in Jodi Loader, or a JointNet here")
     config, tensors = read_jointnet(path)

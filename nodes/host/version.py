@@ -18,6 +18,10 @@ NEEDED = {
               *(f"comfy.patcher_extension:WrappersMP.{kind}" for kind in (
                   "DIFFUSION_MODEL", "CALC_COND_BATCH", "PREDICT_NOISE", "OUTER_SAMPLE")),
               "comfy.conds:CONDConstant", "comfy.conds:CONDNoiseShape"),
+    "JointNet": ("comfy.ldm.modules.diffusionmodules.openaimodel:UNetModel",
+                 "comfy.ldm.modules.diffusionmodules.openaimodel:forward_timestep_embed",
+                 "comfy.ldm.modules.diffusionmodules.util:timestep_embedding", "comfy.utils:unet_to_diffusers",
+                 "comfy.sd:load_clip", "comfy.sd:load_checkpoint_guess_config"),
     "VAE": ("comfy.sd:VAE", "comfy.model_patcher:CoreModelPatcher", "comfy.model_management:vae_dtype"),
     "CLIP": ("comfy.sd:CLIP", "comfy.sd1_clip:SDClipModel", "comfy.text_encoders.llama:Gemma2_2B",
              "comfy.text_encoders.spiece_tokenizer:SPieceTokenizer"),
