@@ -16,8 +16,8 @@ class JodiSampler(io.ComfyNode):
             node_id="JodiSampler",
             display_name="Jodi Sampler",
             category=CATEGORY,
-            description="The published solver (DPM-Solver++ 2M for flow) for SamplerCustomAdvanced. Best with Jodi "
-                        "Sigmas.",
+            description="The solver that the model was published with (Jodi: DPM-Solver++ 2M for flow, JointNet: DDIM) "
+                        "for SamplerCustomAdvanced. Best with Jodi Sigmas.",
             search_aliases=["ksamplerselect", "dpm-solver++", "flow sampler", "custom sampler"],
             inputs=[],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced or SamplerCustom.")],
@@ -38,9 +38,11 @@ class JodiSigmas(io.ComfyNode):
             description="The published time grid for SamplerCustomAdvanced, with the shift of the model.",
             search_aliases=["scheduler", "basicscheduler", "flow shift", "timesteps"],
             inputs=[
-                io.Model.Input("model", tooltip="From Jodi Loader; ModelSamplingSD3 in between changes the shift."),
+                io.Model.Input("model", tooltip="From Jodi Loader (ModelSamplingSD3 in between changes the shift) or "
+                                                "JointNet Loader."),
                 io.Int.Input("steps", default=20, min=1, max=1000,
-                             tooltip="Model evaluations. Published: 20 to generate, 10 for perception."),
+                             tooltip="Model evaluations. Published: 20 to generate, 10 for perception; JointNet: "
+                                     "50."),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01,
                                tooltip="Below 1 only the last part of a longer grid, to vary a given latent."),
             ],

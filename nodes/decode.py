@@ -12,7 +12,7 @@ from . import joint
 
 AS_GENERATED, LIKE_GIVEN = SIZES = ("as generated", "like the given picture")
 LATENT = {"tooltip": "A sampled joint latent."}
-VAE = {"tooltip": "From Jodi Loader."}
+VAE = {"tooltip": "From Jodi Loader or JointNet Loader."}
 SIZE = {"options": list(SIZES), "default": AS_GENERATED, "optional": True, "tooltip":
         f"'{LIKE_GIVEN}': scaled back to the first given picture and laid over it pixel for pixel; padding is cut "
         "off, and what was cropped away is black."}

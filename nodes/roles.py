@@ -70,11 +70,11 @@ class JodiRoleSwitch(io.ComfyNode):
             search_aliases=["depth to image", "controlnet", "image to depth", "depth estimation", "normal map",
                             "lineart", "openpose", "preprocessor", "joint latent", "jodi conditioning", "inpaint"],
             inputs=[
-                io.Vae.Input("vae", tooltip="From Jodi Loader; it also tells the model's domains and sizes."),
+                io.Vae.Input("vae", tooltip="From Jodi or JointNet Loader; it tells the model's domains and sizes."),
                 io.Conditioning.Input("positive", optional=True,
-                                      tooltip="The prompt. Without it the model invents. Unused for perception."),
+                                      tooltip="The prompt. Without it the model invents. Jodi perceives without."),
                 io.Conditioning.Input("negative", optional=True,
-                                      tooltip="The negative prompt. Without it: the model's stored empty prompt."),
+                                      tooltip="The negative prompt. Without it: the empty prompt."),
                 *(role_input(name) for name in JODI_DOMAINS),
                 io.DynamicCombo.Input("size", tooltip="Size of what is generated.", options=[
                     io.DynamicCombo.Option(AUTOMATIC, []),

@@ -12,11 +12,13 @@ class JodiJointSampler(io.ComfyNode):
             node_id="JodiJointSampler",
             display_name="Jodi Joint Sampler",
             category="model/sampling/jodi",
-            description="Samples a joint latent as the published model does (DPM-Solver++ 2M for flow, its time grid, "
-                        "its noise per seed). KSampler also runs joint latents; this one gives the reference result.",
+            description="Samples a joint latent as its model was published (Jodi: DPM-Solver++ 2M for flow, JointNet: "
+                        "DDIM), with the time grid and the noise per seed of that. KSampler also runs joint latents; "
+                        "this one gives the reference result.",
             search_aliases=["ksampler", "joint generation", "dpm-solver++", "flow sampler"],
             inputs=[
-                io.Model.Input("model", tooltip="From Jodi Loader, with or without LoRA or other patches."),
+                io.Model.Input("model", tooltip="From Jodi Loader or JointNet Loader, with or without LoRA or other "
+                                             "patches."),
                 io.Conditioning.Input("positive", tooltip="From Jodi Role Switch."),
                 io.Conditioning.Input("negative", tooltip="From Jodi Role Switch. Not evaluated if cfg is 1."),
                 io.Latent.Input("latent_image", tooltip="From Jodi Role Switch."),
@@ -24,10 +26,11 @@ class JodiJointSampler(io.ComfyNode):
                              tooltip="The noise. Drawn for all domains, so that a seed means the same scene whichever "
                                      "of them take part."),
                 io.Int.Input("steps", default=20, min=1, max=1000,
-                             tooltip="Model evaluations. Published: 20 to generate, 10 for perception."),
+                             tooltip="Model evaluations. Published: 20 to generate, 10 for perception; JointNet: "
+                                     "50."),
                 io.Float.Input("cfg", default=4.5, min=0.0, max=100.0, step=0.1, round=0.01,
                                tooltip="How strongly the prompt counts; 1 turns guidance off and halves the time. "
-                                       "Without effect where the image is given."),
+                                       "Published: 4.5; JointNet: 7.5. Jodi ignores it where the image is given."),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01, optional=True,
                                tooltip="Below 1 the latent's own content is varied and not drawn from nothing: for "
                                        "domains that are edited."),

@@ -18,7 +18,7 @@ class JodiTiles(io.ComfyNode):
             search_aliases=["large picture", "high resolution", "tiled sampling", "multidiffusion", "panorama",
                             "360", "equirectangular", "seamless", "upscale"],
             inputs=[
-                io.Model.Input("model", tooltip="From Jodi Loader, with or without other patches."),
+                io.Model.Input("model", tooltip="From Jodi Loader or JointNet Loader, with or without other patches."),
                 io.Int.Input("tile", default=0, min=0, max=8192, step=16,
                              tooltip="Side of a window in pixels; 0: the square size that the model was trained for."),
                 io.Float.Input("overlap", default=0.25, min=0.0, max=0.75, step=0.05,
