@@ -21,7 +21,7 @@ from .pictures import fit_for_training
 
 NETWORK = 1e-5
 GRADIENTS = 1e-4
-LATENTS = 1e-3
+LATENTS = 2e-4      # after guided sampling
 PIXELS = 2 / 255    # libraries that resample differ by a level
 LATENT_SHIFT, LATENT_SCALE = 0.0609, 1.5305    # of the autoencoder of Stable Diffusion 3
 T5_WORDS = 32100
@@ -213,7 +213,7 @@ def picture_training(case: Case) -> Iterator[Row]:
     recorded = case.part("train.image.")
     yield compare(f"{case.title} picture loss times", picture_times(recorded["normal_for_time"]),
                   recorded["timesteps"], NETWORK)
-    nothing = torch.full(recorded["caption_ids"][:1].shape, END)
+    nothing = torch.full(recorded["caption_ids"][:1].shape, case.values["pad_token_id_used"])
     yield compare(f"{case.title} picture loss dropped caption", case.t5(nothing), recorded["null_embeds"], NETWORK)
     yield compare(f"{case.title} picture loss", _picture_loss(case)[None], recorded["loss"], NETWORK)
 

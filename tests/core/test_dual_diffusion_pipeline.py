@@ -144,6 +144,8 @@ def without(*parts: str):
     (lambda tensors: tensors | {"null_image_embd": torch.zeros(1, 4, 128)}, "null_image_embd is 1x4x128"),
     (lambda tensors: tensors | {"text_proj_out.weight": torch.zeros(90, 128)},
      "vocab_size 80, but the tensors have 90"),
+    (lambda tensors: {"joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(1)},
+     "is a Stable Diffusion 3 transformer, but"),
     (lambda tensors: {"a": torch.zeros(1)}, "no model file that is known here"),
 ])
 def test_another_transformer_is_refused(other, change, message):
