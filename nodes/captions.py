@@ -59,7 +59,7 @@ class JodiAskImage(io.ComfyNode):
             inputs=[
                 *MODEL_INPUTS,
                 io.String.Input("question", multiline=True, dynamic_prompts=True,
-                                tooltip="In English: 'What colour is the house?'. 'Q: ' and 'A: ' are put around it."),
+                                tooltip="In English: 'What colour is the house?'. 'Q: ' and 'A: ' come around it."),
                 io.Combo.Input("style", options=[*ANSWER_STYLES, RAW],
                                tooltip="free: a sentence or more. short: asks for a word or a phrase. The next one "
                                        f"also allows 'unanswerable'. {RAW}: the text as it is, with nothing around it."),

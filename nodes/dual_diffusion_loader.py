@@ -80,11 +80,11 @@ class JodiDualDiffusionLoader(io.ComfyNode):
         """In place of the host's check, which only says that a value is not in a list. None: by a link."""
         chosen = {"model_name": model_name, "text_encoder_name": text_encoder_name, "vae_name": vae_name,
                   "mask_embedding": mask_embedding}
-        alone = model_name is not None and not model_name.startswith(FOLDER)
-        if alone and SAME_FOLDER in (text_encoder_name, vae_name):
-            return f"{model_name!r:.100} is no folder with all parts: choose a text encoder and a VAE, too"
-        return next((missing(part, name) for part, name in chosen.items()
-                     if name is not None and name not in offered(part)), True)
+        faults = [missing(part, name) for part, name in chosen.items()
+                  if name is not None and name not in offered(part)]
+        if SAME_FOLDER in (text_encoder_name, vae_name) and not (model_name or FOLDER).startswith(FOLDER):
+            faults.append(f"{model_name!r:.100} is no folder with all parts: choose a text encoder and a VAE, too")
+        return faults[0] if faults else True
 
     @classmethod
     def execute(cls, model_name, text_encoder_name, vae_name, mask_embedding=IN_TEXT_ENCODER) -> io.NodeOutput:
