@@ -67,7 +67,8 @@ class JodiVAE(comfy.sd.VAE):
 
     def get_sd(self) -> dict:
         """What the host saves: the weights, and the configuration beside them."""
-        return super().get_sd() | weights.metadata_tensor("autoencoder", self.first_stage_model.config)
+        dense = {name: tensor.contiguous() for name, tensor in super().get_sd().items()}    # not channels-last
+        return dense | weights.metadata_tensor("autoencoder", self.first_stage_model.config)
 
     @staticmethod
     def memory(pixels: int, dtype: torch.dtype) -> int:
