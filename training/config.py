@@ -26,7 +26,7 @@ FAMILIES = {
                        ("start.extend", "start.gate", "start.own_place", "loss.exact_time", "loss.domains",
                         "speed.shard", "speed.compile")),
     "jointnet": FamilyKeys(JointNetConfig, ("jointnet", "stable_diffusion", "nothing"), ("full", "map_branch"),
-                           (*TASKS, "inpaint"), ("loss.caption_dropout",)),
+                           (*TASKS, "inpaint"), ("start.pass_through", "loss.caption_dropout")),
 }
 OPTIMIZERS = ("adamw", "adamw_8bit", "came", "came_8bit", "prodigy", "muon")
 OPTIMIZERS_WITH = {    # keys of [optim] that only some optimisers have
@@ -61,11 +61,12 @@ class StartConfig:
     extend: dict[str, str] = field(default_factory=dict)    # new domain = domain whose layers it starts from
     gate: float = 0.0            # nothing: added to the two gate rows of each block's table
     own_place: bool = False      # nothing: attention starts at the same place of the other domains
+    pass_through: bool = False   # jointnet, nothing: at first the predicted noise is the noisy latent
 
     def __post_init__(self):
-        if self.kind != "nothing" and (self.gate or self.own_place):
-            raise ValueError(f'start.gate and start.own_place shape a start from nothing, but start.kind is '
-                             f'"{self.kind}"')
+        if self.kind != "nothing" and (self.gate or self.own_place or self.pass_through):
+            raise ValueError(f'start.gate, start.own_place and start.pass_through shape a start from nothing, but '
+                             f'start.kind is "{self.kind}"')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from jodi_core.weights import check_keys, write_model
 
 from .config import TrainConfig
 from .encoders import Encoders
+from .jointnet_start import pass_through
 
 EXCHANGE = "jointnet_"    # names of the layers that JointNet adds to a U-Net
 ADDED = {"stable_diffusion": EXCHANGE, "jointnet": "jointnet_masked_latent_conv"}    # to what a run starts from
@@ -37,6 +38,8 @@ def make_model(config: TrainConfig, encoders: Encoders) -> JointNet:
     check_autoencoder(encoders.autoencoder.config, model_config)
     torch.manual_seed(config.seed)
     model = JointNet(model_config, lambda: DiffusersBranch(model_config))
+    if config.start.pass_through:
+        pass_through(model)
     if tensors:
         own, new = model.state_dict(), ADDED[config.start.kind]
         complete = {name: value for name, value in own.items() if new in name and name not in tensors} | tensors

@@ -120,8 +120,9 @@ def config_in(header: Header) -> JointNetConfig:
     branch = {name.removeprefix("unet."): shape for name, shape in header.shapes.items() if name.startswith("unet.")}
     own = own_metadata(header, {name: name for name in header.shapes})
     try:
-        told = JointNetConfig.from_state_dict(branch)
-        config = JointNetConfig.from_dict(own["config"]) if own else told
+        stored = JointNetConfig.from_dict(own["config"]) if own else None
+        told = JointNetConfig.from_state_dict(branch, **({"norm_groups": stored.norm_groups} if stored else {}))
+        config = stored or told
         for name in _TOLD_BY_SHAPES:
             if getattr(config, name) != getattr(told, name):
                 raise ValueError(f"it says {name} {getattr(config, name)}, but the tensors have {getattr(told, name)}")

@@ -18,9 +18,8 @@ from training.config_file import build, load_config, to_dict
 from training.losses import JointLoss
 from training.model import make_model
 from training.parallel import Processes
-from training.watch import SPEED
 
-from toy_run import MODEL, FakeText, toy_config, use_toy_parts
+from toy_run import MODEL, FakeText, lines, toy_config, use_toy_parts
 
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.filterwarnings("ignore:Mismatch dtype"),
@@ -32,13 +31,6 @@ PROGRAM = Path(__file__).parent / "toy_run.py"
 @pytest.fixture(autouse=True)
 def toy_parts(monkeypatch):
     use_toy_parts(monkeypatch.setattr)
-
-
-def lines(folder: Path) -> dict[int, dict]:
-    """Step -> what the log says of it, but speed and memory."""
-    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert len({line["step"] for line in found}) == len(found), "a step was told twice"
-    return {line["step"]: {key: value for key, value in line.items() if key not in SPEED} for line in found}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Also a program: toy_run.py FOLDER [steps=N] [shard] [optim=NAME] [kill=STEP[:sav
 and may kill itself in the middle.
 """
 
+import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from training.config import (EvaluationConfig, FaultsConfig, OptimConfig, SaveCo
 from training.evaluate import Evaluator  # noqa: E402
 from training.parallel import Processes  # noqa: E402
 from training.source import Item  # noqa: E402
+from training.watch import SPEED  # noqa: E402
 
 MODEL = JodiConfig(domains=("image", "depth", "edge"), hidden_size=32, depth=2, num_heads=2, in_channels=4,
                    input_size=4, caption_channels=8, model_max_length=6, y_norm_scale_factor=1.0,
@@ -86,6 +88,13 @@ def toy_config(folder: Path, **changes) -> TrainConfig:
 def use_toy_parts(patch=setattr) -> None:
     patch(run, "open_source", lambda *arguments: ToySource())
     patch(run, "Encoders", FakeText)
+
+
+def lines(folder: Path) -> dict[int, dict]:
+    """Step -> what the log says of it, but speed and memory."""
+    found = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in found}) == len(found), "a step was told twice"
+    return {line["step"]: {key: value for key, value in line.items() if key not in SPEED} for line in found}
 
 
 def stored(folder: Path) -> dict:
