@@ -9,6 +9,7 @@ from .dual_diffusion_loader import JodiDualDiffusionLoader
 from .dual_diffusion_text import JodiDualDiffusionTextEncode
 from .fill_text import JodiFillText, JodiScoreText
 from .jointnet_loader import JodiJointNetLoader
+from .jointnet_lora import JodiJointNetLoraOnDepth
 from .labels import JodiLabelConvert
 from .loader import JodiLoader
 from .mesh import JodiDepthMesh
@@ -25,6 +26,7 @@ from .upsample import JodiUpsample
 NODES = [
     JodiLoader,
     JodiJointNetLoader,
+    JodiJointNetLoraOnDepth,
     JodiDualDiffusionLoader,
     JodiTiles,
     JodiPanoramaCanvas,

@@ -200,3 +200,22 @@ def from_tensors(config: JointNetConfig, tensors: dict, what: str, model_options
     check_keys({names[name]: shape for name, shape in shapes.items()},
                {name: tuple(tensor.shape) for name, tensor in tensors.items()}, what)
     return place(model, {name: tensors[published] for name, published in names.items()}, disable_dynamic)
+
+
+def on_depth_too(model, strength: float):
+    """A clone of MODEL in which what patches the picture's U-Net patches the map's as well, times `strength`.
+
+    ValueError if there is no such patch, or the model is no JointNet.
+    """
+    network, own, other = model.model.diffusion_model, "diffusion_model.", "diffusion_model.jointnet."
+    if not isinstance(network, JointNetNetwork):
+        raise ValueError("this model has no U-Net for depth: connect that of JointNet Loader, with a LoRA in between")
+    clone, added = model.clone(), 0
+    for key, patches in model.patches.items():
+        for strength_patch, patch, strength_model, offset, function in patches if not key.startswith(other) else ():
+            twin = key.replace(own, other, 1)
+            target = twin if offset is None and function is None else (twin, offset, function)
+            added += len(clone.add_patches({target: patch}, strength_patch * strength, strength_model))
+    if not added:
+        raise ValueError("this model has no LoRA for the picture's U-Net: put this node behind one")
+    return clone

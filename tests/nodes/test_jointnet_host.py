@@ -16,6 +16,7 @@ from jodi_pack.jodi_core.jointnet.config import JointNetConfig
 from jodi_pack.nodes import joint
 from jodi_pack.nodes.host.jointnet import JointNetModelConfig
 from jodi_pack.nodes.host.sampling import Published, model_sigmas
+from jodi_pack.nodes.jointnet_lora import JodiJointNetLoraOnDepth
 from jodi_pack.nodes.tiles import JodiTiles
 
 BOTH = JointRoles.of(DOMAINS, generate=DOMAINS)
@@ -211,3 +212,25 @@ def test_other_sizes():
     for change in ({"channels": (32, 48)}, {"heads": (2, 2)}, {"channels": (48, 96)}):
         with pytest.raises(ValueError, match="the U-Net of ComfyUI needs"):
             JointNetModelConfig(dataclasses.replace(config, **change))
+
+
+def test_a_lora_on_both_branches():
+    model = recorded_model(False)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, LORA, 0.5, 0)
+    both, = JodiJointNetLoraOnDepth.execute(patched, 2.0).result
+    assert list(both.patches) == [f"diffusion_model.{PATCHED}", f"diffusion_model.jointnet.{PATCHED}"]
+    assert list(patched.patches) == [f"diffusion_model.{PATCHED}"], "the input stays as it was"
+    alone = JointRoles.of(DOMAINS, generate=["depth"])
+    pictures = [sample(one, roles) for roles in (JointRoles.of(DOMAINS, generate=["image"]), alone)
+                for one in (model, patched, both)]
+    assert torch.equal(pictures[1], pictures[2]) and not torch.equal(pictures[0], pictures[1])
+    assert torch.equal(pictures[3], pictures[4]) and not torch.equal(pictures[4], pictures[5])
+    both.unpatch_model()
+    weight = model.model.diffusion_model.jointnet.get_parameter(PATCHED)
+    before = weight.clone()
+    weight += LORA[f"lora_unet_{ATTENTION}.lora_up.weight"] @ LORA[f"lora_unet_{ATTENTION}.lora_down.weight"]
+    merged = sample(model, alone)
+    weight.copy_(before)
+    assert relative(merged, pictures[5]) < 1e-6
+    with pytest.raises(ValueError, match="no LoRA for the picture's U-Net"):
+        JodiJointNetLoraOnDepth.execute(model, 1.0)
