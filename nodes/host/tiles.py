@@ -24,9 +24,9 @@ def in_tiles(model, tile: int, overlap: float, circular: bool = False, full_view
         size = tuple(x.shape[-2:])
         if not circular and (not full_view or max(size) <= side):
             return by_windows(evaluate, x, (side, side), (shared, shared))
-        # A ramp at the edge of the picture would only let the full view count for more there.
-        tiling = Tiling((side, side), side - shared, (shared // 4 if size[0] > side else 0, shared // 4), circular,
-                        full_view, full_weight)
+        ramp = max(1, shared // 4)    # at the upper and lower edge it would only let the full view count for more
+        tiling = Tiling((side, side), side - shared, (ramp if size[0] > side else 0, ramp), circular, full_view,
+                        full_weight)
         step, steps = place_in_run(rest[-1])
         offset = tiling.offsets(steps, rest[-1][SEED])[step]
         return merge(evaluate, x, tiling.windows(size, offset=offset, full=tiling.full_at(step, steps)))

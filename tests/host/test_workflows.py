@@ -115,6 +115,37 @@ def test_a_surface_is_saved(comfy, prompt):
     assert glb[:4] == b"glTF" and len(glb) > 100_000
 
 
+def in_few_steps(prompt: dict, steps: int) -> dict:
+    for part in prompt.values():
+        if part["class_type"] in ("JodiJointSampler", "JodiSigmas"):
+            part["inputs"]["steps"] = steps
+    return prompt
+
+
+def test_sizes_of_panoramas_and_enlarged_pictures(comfy, prompt):
+    around = saved_pictures(comfy, in_few_steps(prompt("panorama"), 1))
+    assert len(around) == 4 and {part.shape for part in around.values()} == {(1, 128, 512, 3)}
+    sheets = saved_pictures(comfy, in_few_steps(prompt("upsample"), 1))
+    assert sheets["upsample_after"].shape[1:3] > sheets["upsample_before"].shape[1:3]
+
+
+def test_a_picture_stays_in_the_middle_of_its_panorama(comfy, prompt):
+    pictures = saved_pictures(comfy, in_few_steps(prompt("panorama_expand"), 2))
+    wide = pictures["expand_image"]
+    assert wide.shape == (1, 128, 384, 3) and pictures["expand_depth"].shape == wide.shape
+    assert np.abs(wide[:, :, 128:256] - pictures["expand_before"]).mean() < 0.03
+
+
+def test_surroundings_are_saved(comfy, prompt):
+    workflow = in_few_steps(prompt("panorama_mesh"), 2)
+    saver, = nodes_of(workflow, "SaveGLB")
+    file = comfy.run(workflow)[saver]["3d"][0]
+    glb = (comfy.base / "output" / file["subfolder"] / file["filename"]).read_bytes()
+    document = json.loads(glb[20:20 + int.from_bytes(glb[12:16], "little")])
+    box = document["accessors"][0]
+    assert box["min"][2] < 0 < box["max"][2] and document["samplers"][0]["wrapS"] == 10497
+
+
 def test_a_lora_takes_its_place(comfy):
     """Bypassed as shipped, since there is no LoRA yet; enabled it changes the picture."""
     workflow = json.loads((ROOT / "workflows" / "stock_ksampler_lora.json").read_text(encoding="utf-8"))

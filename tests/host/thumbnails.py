@@ -54,6 +54,20 @@ def compose(pictures: list[Image.Image]) -> Image.Image:
     return sheet
 
 
+def turned(points_N3: np.ndarray, angle: float) -> np.ndarray:
+    """Points in front of the viewer, who looks along -z, turned about the vertical axis through their middle."""
+    centre_3 = np.median(points_N3, axis=0)
+    x, y, z = (points_N3 - centre_3).T
+    return np.stack([x * np.cos(angle) + z * np.sin(angle), y, z * np.cos(angle) - x * np.sin(angle)], 1) + centre_3
+
+
+def from_above(points_N3: np.ndarray, angle: float = 0.9) -> np.ndarray:
+    """Points around the viewer as seen from above and far enough away to see most of them."""
+    x, y, z = points_N3.T
+    away = 2.2 * np.quantile(np.hypot(x, z), 0.9)
+    return np.stack([x, y * np.cos(angle) - z * np.sin(angle), y * np.sin(angle) + z * np.cos(angle) - away], 1)
+
+
 def seen_from_the_side(glb: bytes, size: int = 340, degrees: float = 28.0) -> Image.Image:
     """The vertices of a textured GLB surface as coloured dots, turned about the vertical axis."""
     length, = struct.unpack_from("<I", glb, 12)
@@ -65,11 +79,9 @@ def seen_from_the_side(glb: bytes, size: int = 340, degrees: float = 28.0) -> Im
     parts = document["meshes"][0]["primitives"][0]["attributes"]
     points_N3, uvs_N2 = accessor(parts["POSITION"], 3), accessor(parts["TEXCOORD_0"], 2)
     texture = Image.open(io.BytesIO(base64.b64decode(document["images"][0]["uri"].partition(",")[2]))).convert("RGB")
-    rows, columns = (uvs_N2[:, 1] * texture.height).astype(int), (uvs_N2[:, 0] * texture.width).astype(int)
+    rows, columns = (uvs_N2[:, 1] * texture.height).astype(int), (uvs_N2[:, 0] % 1 * texture.width).astype(int)
     pixels = np.asarray(texture)[rows, columns]
-    turn, centre_3 = np.radians(degrees), np.median(points_N3, axis=0)
-    x, y, z = (points_N3 - centre_3).T
-    turned_N3 = np.stack([x * np.cos(turn) + z * np.sin(turn), y, z * np.cos(turn) - x * np.sin(turn)], 1) + centre_3
+    turned_N3 = from_above(points_N3) if points_N3[:, 2].max() > 0 else turned(points_N3, np.radians(degrees))
     across = size * 0.5 * (1 + turned_N3[:, 0] / -turned_N3[:, 2] * 1.9), size * 0.5 * (
         1 - turned_N3[:, 1] / -turned_N3[:, 2] * 1.9)
     canvas = np.full((size, size, 3), GROUND, np.uint8)
