@@ -68,17 +68,18 @@ class Sampling:
 
 @torch.no_grad()
 def sample(network: JointNet, noise_BCDHW: Tensor, text_TMC: Tensor, roles: JointRoles, how: Sampling,
-           known: Known | None = None, callback: Callback | None = None) -> Tensor:
+           known: Known | None = None, callback: Callback | None = None, mask_TM: Tensor | None = None) -> Tensor:
     """Joint latent (B, 4, D, h, w) float32, known areas as they were given.
 
     noise_BCDHW  of the active domains. Neighbouring rows share a text, see `JointNet.forward`
     text_TMC     text features in the dtype of computation; with guidance above 1 the negative prompts' come first
     known        given domains have mask 0 there
     callback     its x and x0 are clean latents plus noise, see `schedule`
+    mask_TM      which rows of a text count, see `JointNet.read_text`
     """
     levels = sigmas(how.timesteps, how.clean_end)
     noise_BCDHW = noise_BCDHW.float()
-    predict = predictor(network, text_TMC, roles, how, known)
+    predict = predictor(network, network.read_text(text_TMC, mask_TM), text_TMC.dtype, roles, how, known)
     x_BCDHW = noise_BCDHW * (1 + levels[0] ** 2).sqrt().item()
     keep = None
     if known is not None:
@@ -93,10 +94,13 @@ def sample(network: JointNet, noise_BCDHW: Tensor, text_TMC: Tensor, roles: Join
     return x_BCDHW if known is None else known.put_back(x_BCDHW)
 
 
-def predictor(network: JointNet, text_TMC: Tensor, roles: JointRoles, how: Sampling, known: Known | None):
-    """A function (x, sigma) -> predicted noise (B, 4, D, h, w): the network with guidance and windows."""
+def predictor(network: JointNet, text: tuple, dtype: torch.dtype, roles: JointRoles, how: Sampling,
+              known: Known | None):
+    """A function (x, sigma) -> predicted noise (B, 4, D, h, w): the network with guidance and windows.
+
+    text: from `JointNet.read_text`; dtype: of computation.
+    """
     grid, levels, branches = how.timesteps, sigmas(how.timesteps), 2 if how.guidance > 1 else 1
-    text, dtype = network.read_text(text_TMC), text_TMC.dtype
     given_BCDHW = None
     if known is not None and network.config.masked_input:
         given_BCDHW = known_input(known.mask_B1DHW, known.clean_BCDHW)
