@@ -23,9 +23,9 @@ def offered(part: str) -> list[str]:
     """The choices for one input."""
     files = folder_paths.get_filename_list(PARTS[part])
     if part == "model_name":
-        return [*([TINY] if TINY_MODEL.is_file() else []), *model_folders(LAYOUT), *files]
+        return [TINY, *model_folders(LAYOUT), *files]
     checkpoints = [CHECKPOINT + name for name in folder_paths.get_filename_list("checkpoints")]
-    return [*checkpoints, *files, *([NO_TEXT] if part == "text_encoder_name" else []), TINY]
+    return [TINY, *([NO_TEXT] if part == "text_encoder_name" else []), *checkpoints, *files]
 
 
 def path_of(part: str, name: str) -> str:
@@ -62,11 +62,12 @@ class JodiJointNetLoader(io.ComfyNode):
                 io.Combo.Input("model_name", options=offered("model_name"),
                                tooltip="A JointNet: the published folder with unet/ and jointnet/ in models/diffusers, "
                                        "or one file made of it in models/diffusion_models. The inpaint variant is best "
-                                       "for conditions and masks, and does everything else too."),
+                                       "for conditions and masks, and does everything else too. The tiny one is built "
+                                       "in, for 128-pixel toy pictures."),
                 io.Combo.Input("text_encoder_name", options=offered("text_encoder_name"),
                                tooltip="That of Stable Diffusion 2.1 (OpenCLIP ViT-H): in a checkpoint, or by itself "
                                        "in models/text_encoders. 'none': connect conditioning of another loader. The "
-                                       "tiny one is for JointNets of the toy world."),
+                                       "tiny one belongs to the tiny model, as does the tiny VAE."),
                 io.Combo.Input("vae_name", options=offered("vae_name"),
                                tooltip="That of Stable Diffusion 2.1: in a checkpoint, or by itself in models/vae."),
                 io.Combo.Input("weight_dtype", options=list(DTYPES), advanced=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jodi_core.published import model_links
+from jodi_core.published import JOINTNET_LINKS, model_links
 from scripts.comfy import PACK_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,9 +80,10 @@ def test_nodes_are_translated(object_info, language):
 def test_workflow_is_offered_as_a_template(comfy, name):
     assert name in comfy.get("/workflow_templates")[PACK_DIR]
     served = json.loads(comfy.fetch(f"/api/workflow_templates/{PACK_DIR}/{name}.json"))
-    assert {"JodiLoader", "MarkdownNote"} <= {node["type"] for node in served["nodes"]}
-    links = next(node["properties"]["models"] for node in served["nodes"] if node["type"] == "JodiLoader")
-    assert links == model_links(), "the frontend offers what is missing"
+    assert "MarkdownNote" in {node["type"] for node in served["nodes"]}
+    wanted = {"JodiLoader": model_links(), "JodiJointNetLoader": list(JOINTNET_LINKS)}
+    links = [(node["type"], node["properties"]["models"]) for node in served["nodes"] if node["type"] in wanted]
+    assert links and all(found == wanted[kind] for kind, found in links), "the frontend offers what is missing"
     assert comfy.fetch(f"/api/workflow_templates/{PACK_DIR}/{name}.jpg")[:2] == b"\xff\xd8"
 
 

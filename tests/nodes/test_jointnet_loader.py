@@ -55,8 +55,9 @@ def whole(parts):
 def test_what_is_offered(parts):
     offered = {entry.id: entry.options for entry in JodiJointNetLoader.define_schema().inputs}
     assert {"diffusers: zip/rgbd_inpaint", "diffusers: rgbd", "one.safetensors"} <= set(offered["model_name"])
-    assert offered["text_encoder_name"] == [CHECKPOINT, "clip_h.safetensors", NO_TEXT, TINY]
-    assert offered["vae_name"] == [CHECKPOINT, "kl.safetensors", TINY]
+    assert offered["model_name"][0] == TINY
+    assert offered["text_encoder_name"] == [TINY, NO_TEXT, CHECKPOINT, "clip_h.safetensors"]
+    assert offered["vae_name"] == [TINY, CHECKPOINT, "kl.safetensors"]
 
 
 def test_from_prompt_to_pictures(parts):
@@ -75,6 +76,17 @@ def test_from_prompt_to_pictures(parts):
     assert depth.shape == (1, 64, 64, 3) and torch.equal(depth[..., 0], depth[..., 2]) and depth.std() > 0.01
     assert torch.equal(depth, made[1][3]) and torch.equal(sheet, made[1][-1])
     assert isinstance(made[0][4], type(made[0][0])), "normal, which it has not, is blocked like the given image"
+
+
+def test_the_tiny_bundle(parts):
+    """An autoencoder and a text encoder of another kind, and depth finished as JointNet's."""
+    model, clip, vae = load(TINY, TINY, TINY)
+    conditioned = switch(vae, text(clip, "a red house"), text(clip, ""), generate=("image", "depth"))
+    assert conditioned[2]["samples"].shape == (1, 32, 2, 8, 8)
+    sampled = JodiJointSampler.execute(model, *conditioned, 3, 3, 3.0).result[0]
+    image, *_, sheet = JodiLabelDecode.execute(sampled, vae).result
+    assert image.shape == (1, 128, 128, 3) and image.std() > 0.05 and sheet.std() > 0.05
+    assert model.model.latent_format.spacial_downscale_ratio == 16 and vae.postprocess.__name__ == "finish"
 
 
 def test_stock_nodes_on_joint_latents(whole):
