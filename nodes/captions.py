@@ -59,10 +59,10 @@ class JodiAskImage(io.ComfyNode):
             inputs=[
                 *MODEL_INPUTS,
                 io.String.Input("question", multiline=True, dynamic_prompts=True,
-                                tooltip="In English: 'What colour is the house?'. 'Q: ' and 'A: ' come around it."),
+                                tooltip="In English: 'What colour is the house?'. 'Q: ', 'A: ' come around it."),
                 io.Combo.Input("style", options=[*ANSWER_STYLES, RAW],
                                tooltip="free: a sentence or more. short: asks for a word or a phrase. The next one "
-                                       f"also allows 'unanswerable'. {RAW}: the text as it is, with nothing around it."),
+                                       f"also allows 'unanswerable'. {RAW}: nothing is put around the text."),
                 SEED,
                 io.Int.Input("steps", default=32, min=1, max=1024,
                              tooltip="Published: 32; up to 256 for long answers."),

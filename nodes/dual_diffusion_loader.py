@@ -4,10 +4,15 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..jodi_core.published import how_to_get_dual_diffusion
-from .host.dual_diffusion import load_dual_diffusion, load_picture_vae
+from ..jodi_core.weights import TINY as TINY_FOLDER
+from ..jodi_core.weights import tiny_bundle
+from .host.dual_diffusion import load_dual_diffusion
 from .host.dual_diffusion_text import load_t5_clip
+from .host.picture_vae import latents_of, load_picture_vae
+from .loader import TINY
 from .model_folders import FOLDER, model_folders
 
+TINY_MODEL = TINY_FOLDER / "dual_diffusion"    # but for its autoencoder, which is that of the tiny Jodi
 LAYOUT = {"transformer", "tokenizer"}    # of a published folder, among others
 SAME_FOLDER = "in the model folder"
 IN_TEXT_ENCODER = "in the text encoder"
@@ -19,18 +24,25 @@ BY_ITSELF = {"text_encoder_name": SAME_FOLDER, "vae_name": SAME_FOLDER, "mask_em
 def offered(part: str) -> list[str]:
     """The choices for one input."""
     files = folder_paths.get_filename_list(PARTS[part])
-    return [BY_ITSELF[part], *files] if part in BY_ITSELF else [*model_folders(LAYOUT), *files]
+    if part == "model_name":
+        return [*([TINY] if TINY_MODEL.is_dir() else []), *model_folders(LAYOUT), *files]
+    return [BY_ITSELF[part], *files, *([TINY] if part == "vae_name" else [])]
 
 
-def path_of(part: str, name: str, model_path: str | None = None) -> str | None:
-    """The file or folder of a choice, or what it is a part of; FileNotFoundError for a name that leads elsewhere."""
+def path_of(part: str, name: str, model_name: str = "") -> str | None:
+    """The file or folder of a choice, None for no file of its own; model_name: the choice for the model.
+
+    FileNotFoundError for what is no choice, so that no name leads elsewhere.
+    """
     if name not in offered(part):
         raise FileNotFoundError(missing(part, name))
-    if name == BY_ITSELF.get(part):
-        return model_path
+    if name == SAME_FOLDER and (part, model_name) != ("vae_name", TINY):
+        return path_of("model_name", model_name)
+    if name in (TINY, SAME_FOLDER):
+        return str(TINY_MODEL if part == "model_name" else tiny_bundle()["autoencoder"])
     if name.startswith(FOLDER):
         return model_folders(LAYOUT)[name]
-    return folder_paths.get_full_path_or_raise(PARTS[part], name)
+    return None if name == IN_TEXT_ENCODER else folder_paths.get_full_path_or_raise(PARTS[part], name)
 
 
 def missing(part: str, name: str) -> str:
@@ -82,15 +94,16 @@ class JodiDualDiffusionLoader(io.ComfyNode):
                   "mask_embedding": mask_embedding}
         faults = [missing(part, name) for part, name in chosen.items()
                   if name is not None and name not in offered(part)]
-        if SAME_FOLDER in (text_encoder_name, vae_name) and not (model_name or FOLDER).startswith(FOLDER):
+        alone = model_name not in (None, TINY) and not model_name.startswith(FOLDER)
+        if alone and SAME_FOLDER in (text_encoder_name, vae_name):
             faults.append(f"{model_name!r:.100} is no folder with all parts: choose a text encoder and a VAE, too")
         return faults[0] if faults else True
 
     @classmethod
     def execute(cls, model_name, text_encoder_name, vae_name, mask_embedding=IN_TEXT_ENCODER) -> io.NodeOutput:
         model_path = path_of("model_name", model_name)
-        text_path = path_of("text_encoder_name", text_encoder_name, model_path)
-        model = load_dual_diffusion(model_path)
-        config = model.model.diffusion_model.config
-        clip = load_t5_clip(text_path, model_path, config, path_of("mask_embedding", mask_embedding))
-        return io.NodeOutput(model, clip, load_picture_vae(path_of("vae_name", vae_name, model_path), config))
+        vae = load_picture_vae(path_of("vae_name", vae_name, model_name))
+        model = load_dual_diffusion(model_path, latents_of(vae))
+        clip = load_t5_clip(path_of("text_encoder_name", text_encoder_name, model_name), model_path,
+                            model.model.diffusion_model.config, path_of("mask_embedding", mask_embedding))
+        return io.NodeOutput(model, clip, vae)

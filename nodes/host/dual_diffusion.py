@@ -5,23 +5,20 @@ that has neither head and exchanges two halves of a modulation.
 """
 
 import comfy.conds
-import comfy.latent_formats
 import comfy.model_base
 import comfy.samplers
-import comfy.sd
 import comfy.supported_models_base
 import torch
-from comfy.diffusers_convert import convert_vae_state_dict
 from comfy.ldm.common_dit import pad_to_patch_size
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ...jodi_core.dual_diffusion.config import DualDiffusionConfig
 from ...jodi_core.dual_diffusion.network import DualDiffusionTransformer
 from ...jodi_core.dual_diffusion.picture_sampling import noise_levels
-from ...jodi_core.dual_diffusion.weights import component, read_shift, read_transformer
-from ...jodi_core.files import WeightsError, locate, read_folder, read_tensors
-from ...jodi_core.weights import check_keys, part_names
+from ...jodi_core.dual_diffusion.weights import read_shift, read_transformer
+from ...jodi_core.files import WeightsError
 from .joint_model import build, patcher_of
+from .picture_vae import Latents, PictureLatent
 from .version import require
 
 
@@ -74,11 +71,11 @@ class DualDiffusionModel(comfy.model_base.BaseModel):
 
 class DualDiffusionModelConfig(comfy.supported_models_base.BASE):
     unet_extra_config = {}
-    latent_format = comfy.latent_formats.SD3
     supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
     memory_usage_factor = 1.6
 
-    def __init__(self, config: DualDiffusionConfig, shift: float):
+    def __init__(self, config: DualDiffusionConfig, shift: float, latents: Latents):
+        self.latent_format = lambda: PictureLatent(latents)
         self.sampling_settings = {"shift": shift, "multiplier": 1000}
         super().__init__({"config": config})
 
@@ -86,45 +83,18 @@ class DualDiffusionModelConfig(comfy.supported_models_base.BASE):
         return DualDiffusionModel(self, device=device)
 
 
-def load_dual_diffusion(path: str, model_options: dict = {}, disable_dynamic: bool = False):
-    """MODEL from a published folder or a transformer file. model_options: as for the host's loaders.
+def load_dual_diffusion(path: str, latents: Latents, model_options: dict = {}, disable_dynamic: bool = False):
+    """MODEL from a published folder or a transformer file.
 
-    WeightsError if it is another model's, or anything is missing or of another shape.
+    latents: of the autoencoder that belongs to it. model_options: as for the host's loaders. WeightsError if it is
+    another model's, anything is missing or of another shape, or it does not fit the autoencoder.
     """
     require("model")
     config, tensors = read_transformer(path)
-    patcher = patcher_of(build(DualDiffusionModelConfig(config, read_shift(path)), tensors, model_options), tensors,
-                         disable_dynamic)
-    patcher.cached_patcher_init = (load_dual_diffusion, (path, model_options))
+    if config.in_channels != latents.channels:
+        raise WeightsError(f"the autoencoder makes {latents.channels} channels, but the model takes "
+                           f"{config.in_channels}: choose that of Stable Diffusion 3 for the published models")
+    model = build(DualDiffusionModelConfig(config, read_shift(path), latents), tensors, model_options)
+    patcher = patcher_of(model, tensors, disable_dynamic)
+    patcher.cached_patcher_init = (load_dual_diffusion, (path, latents, model_options))
     return patcher
-
-
-def load_picture_vae(path: str, config: DualDiffusionConfig) -> comfy.sd.VAE:
-    """VAE from the folder of a model or a file that the host knows, in either naming.
-
-    WeightsError if it is none that fits a transformer of this configuration, or incomplete.
-    """
-    require("VAE")
-    place = component(locate(path), "vae")
-    tensors = read_folder(place) if place.is_dir() else read_tensors(place)
-    tensors = {plain: tensors[name] for name, plain in part_names(tensors, "autoencoder").items()}
-    if "decoder.mid_block.resnets.0.conv1.weight" in tensors:
-        tensors = convert_vae_state_dict(tensors)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    vae = comfy.sd.VAE(sd=tensors)
-    if vae.first_stage_model is None:
-        raise WeightsError(f"{place} is no VAE that ComfyUI knows: choose that of Stable Diffusion 3")
-    expected = {name: tuple(tensor.shape) for name, tensor in vae.first_stage_model.state_dict().items()}
-    check_keys({name: shape for name, shape in expected.items() if name.startswith(("encoder.", "decoder."))},
-               {name: shape for name, shape in shapes.items() if name.startswith(("encoder.", "decoder."))}, str(place))
-    if vae.latent_channels != config.in_channels or vae.spacial_compression_encode() != 8:
-        raise WeightsError(f"{place}: this VAE makes {vae.latent_channels} channels of "
-                           f"{vae.spacial_compression_encode()}x{vae.spacial_compression_encode()} pixels, but the "
-                           f"model takes {config.in_channels} of 8x8: choose that of Stable Diffusion 3")
-    vae.patcher.cached_patcher_init = (reload_vae_patcher, (path, config))
-    return vae
-
-
-def reload_vae_patcher(path: str, config: DualDiffusionConfig, disable_dynamic: bool = False):
-    """A patcher with weights of its own, for the host's clones on other devices."""
-    return load_picture_vae(path, config).patcher

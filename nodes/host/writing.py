@@ -43,14 +43,19 @@ class Writer:
         if self.words.mask_id != self.config.mask_id:
             raise ValueError(f"this CLIP has {self.words.mask_id + 1} tokens and the model {self.config.vocab_size}: "
                              "connect both outputs of the same Load Dual Diffusion")
-        unit, largest = 8 * self.config.patch_size, 8 * self.config.patch_size * self.config.pos_embed_max_size
-        if self.side % unit or not 0 <= self.side <= largest:
-            raise ValueError(f"resolution {self.side} must be a multiple of {unit} up to {largest}, or 0 for that of "
-                             "the model")
+        unit = self.factor * self.config.patch_size
+        if self.side % unit or not 0 <= self.side <= unit * self.config.pos_embed_max_size:
+            raise ValueError(f"resolution {self.side} must be a multiple of {unit} up to "
+                             f"{unit * self.config.pos_embed_max_size}, or 0 for that of the model")
 
     @property
     def config(self):
         return self.model.model.diffusion_model.config
+
+    @property
+    def factor(self) -> int:
+        """Pixels per cell of a latent and side."""
+        return self.vae.spacial_compression_encode()
 
     @property
     def words(self) -> Words:
@@ -58,7 +63,7 @@ class Writer:
 
     def latents(self, image_BHWC: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w), scaled."""
-        side = self.side or min(TRAINED_SIDE, 8 * self.config.sample_size)
+        side = self.side or min(TRAINED_SIDE, self.factor * self.config.sample_size)
         square_B3HW = look_square(image_BHWC[..., :3].movedim(-1, 1), side, self.crop)
         return self.model.model.process_latent_in(self.vae.encode((square_B3HW.movedim(1, -1) + 1) / 2))
 

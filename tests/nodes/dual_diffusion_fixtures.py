@@ -26,8 +26,9 @@ def folder() -> Path:
 @cache
 def loaded() -> tuple:
     """(MODEL, CLIP, VAE)."""
-    from jodi_pack.nodes.host.dual_diffusion import load_dual_diffusion, load_picture_vae
+    from jodi_pack.nodes.host.dual_diffusion import load_dual_diffusion
     from jodi_pack.nodes.host.dual_diffusion_text import load_t5_clip
-    model = load_dual_diffusion(str(folder()))
-    config = model.model.diffusion_model.config
-    return (model, load_t5_clip(str(folder()), str(folder()), config), load_picture_vae(str(folder()), config))
+    from jodi_pack.nodes.host.picture_vae import latents_of, load_picture_vae
+    vae = load_picture_vae(str(folder()))
+    model = load_dual_diffusion(str(folder()), latents_of(vae))
+    return model, load_t5_clip(str(folder()), str(folder()), model.model.diffusion_model.config), vae

@@ -16,7 +16,7 @@ from jodi_pack.jodi_core.dual_diffusion.text_sampling import TextOptions
 from jodi_pack.jodi_core.files import WeightsError
 from jodi_pack.nodes import captions, dual_diffusion_text, fill_text, text_options
 from jodi_pack.nodes.dual_diffusion_loader import FOLDER, IN_TEXT_ENCODER, SAME_FOLDER, JodiDualDiffusionLoader
-from jodi_pack.nodes.host.dual_diffusion import load_picture_vae
+from jodi_pack.nodes.host.picture_vae import load_picture_vae
 from jodi_pack.nodes.host.writing import Writer
 
 BATCH = torch.rand(3, 64, 48, 3, generator=torch.Generator().manual_seed(0))
@@ -141,7 +141,7 @@ def test_another_vae_is_refused(models):
     tensors |= {"taesd_decoder.1.weight": torch.zeros(64, 4, 3, 3), "taesd_encoder.14.weight": torch.zeros(4, 64, 3, 3),
                 "taesd_encoder.14.bias": torch.zeros(4)}
     save_file(tensors, file)
-    with pytest.raises(WeightsError, match="makes 4 channels of 8x8 pixels, but the model takes 16 of 8x8"):
+    with pytest.raises(WeightsError, match="the autoencoder makes 4 channels, but the model takes 16"):
         load()
     save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(WeightsError, match="is no VAE that ComfyUI knows"):
@@ -160,7 +160,32 @@ def test_the_published_naming_of_the_autoencoder(tmp_path):
     del tensors["encoder.mid_block.resnets.1.conv2.bias"]
     save_file(tensors, tmp_path / "vae.safetensors")
     with pytest.raises(WeightsError, match="fit. 1 missing: encoder.mid.block_2.conv2.bias. The file"):
-        load_picture_vae(str(tmp_path / "vae.safetensors"), loaded()[0].model.diffusion_model.config)
+        load_picture_vae(str(tmp_path / "vae.safetensors"))
+
+
+def test_the_autoencoder_of_a_jodi(models):
+    """As the tiny model has it: 32 channels of 16x16 pixels. The host's empty latent is brought to them."""
+    import nodes
+    from jodi_pack.jodi_core.dual_diffusion.config import DualDiffusionConfig
+    from jodi_pack.jodi_core.dual_diffusion.network import DualDiffusionTransformer
+    from jodi_pack.nodes.loader import TINY
+    torch.manual_seed(0)
+    network = DualDiffusionTransformer(DualDiffusionConfig(
+        vocab_size=80, sample_size=8, in_channels=32, out_channels=32, num_layers=1, num_attention_heads=1,
+        joint_attention_dim=48, caption_projection_dim=64, pos_embed_max_size=4))
+    network.init_weights()
+    save_file(network.state_dict(), in_the_folder(models) / TRANSFORMER)
+    (in_the_folder(models) / "transformer" / "config.json").unlink()
+    with pytest.raises(WeightsError, match="the autoencoder makes 16 channels, but the model takes 32"):
+        load()
+    model, clip, vae = load(vae=TINY)
+    assert vae.encode(torch.rand(2, 64, 48, 3)).shape == (2, 32, 4, 3)
+    assert vae.decode_tiled(torch.zeros(1, 32, 8, 8), tile_x=128, tile_y=128).shape == (1, 128, 128, 3)
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize("a red house"))
+    empty = {"samples": torch.zeros(1, 16, 16, 16), "downscale_ratio_spacial": 8}
+    latent, = nodes.KSampler().sample(model, 0, 2, 3.0, "euler", "normal", positive, positive, empty)
+    assert latent["samples"].shape == (1, 32, 8, 8) and vae.decode(latent["samples"]).shape == (1, 128, 128, 3)
+    assert Writer(model, clip, vae, side=96).latents(BATCH).shape == (3, 32, 6, 6)
 
 
 # ---- prompts ----------------------------------------------------------------------------------------------------
