@@ -137,6 +137,24 @@ def test_batches_that_disagree(comfy):
     fails(comfy, prompt, "depth has 3", "normal has 2")
 
 
+@pytest.mark.parametrize("width, height, masks, what", [
+    (256, 128, 1, "does not lie over 128x128"), (128, 128, 3, "the mask of image has 3")])
+def test_masks_that_do_not_fit(comfy, width, height, masks, what):
+    prompt = joint_prompt({"image": "generate"})
+    prompt |= {"two": node("EmptyImage", width=128, height=128, batch_size=2, color=0),
+               "mask": node("ImageToMask", image=["wide", 0], channel="red"),
+               "wide": node("EmptyImage", width=width, height=height, batch_size=masks, color=0xFFFFFF)}
+    prompt["roles"]["inputs"] |= {"image": "edit", "image.image_picture": ["two", 0], "image.image_mask": ["mask", 0]}
+    fails(comfy, prompt, what)
+
+
+def test_panorama_narrower_than_its_picture(comfy):
+    prompt = {"picture": node("EmptyImage", width=256, height=128, batch_size=1, color=0),
+              "canvas": node("JodiPanoramaCanvas", image=["picture", 0], width=128),
+              "save": node("SaveImage", images=["canvas", 0], filename_prefix="canvas")}
+    fails(comfy, prompt, "128 pixels wide has no room for a picture of 256")
+
+
 @pytest.mark.parametrize("settings", [{"steps": 1}, {"cfg": 0.0}, {"cfg": 1.0}, {"text": ""}], ids=str)
 def test_extreme_settings_run(comfy, settings):
     picture = run(comfy, joint_prompt({"image": "generate"}, **settings))["image"]
