@@ -14,6 +14,7 @@ from jodi_core.weights import read_transformer, resolve
 
 from .annotate_ray import annotate_on_ray
 from .annotator import Annotator, Work
+from .captioner import write_captions
 from .picture_folder import Job, PictureFolder
 
 SAY_EVERY = 10.0        # seconds
@@ -35,6 +36,8 @@ def add_command(commands) -> None:
     add("--split", default="", help="the pictures of metadata.SPLIT.jsonl only")
     add("--caption", default="", metavar="TEXT", help="for pictures that have none, in the metadata or in a .txt file "
         "beside them")
+    add("--captioner", metavar="MODEL", help="the folder of a Dual Diffusion model, which writes captions for pictures "
+        "that have none, into .txt files beside them")
     add("--overwrite", action="store_true", help="make labels that are there again")
     add("--steps", type=int, default=10, help="default: %(default)s")
     add("--seed", type=int, default=0)
@@ -69,6 +72,9 @@ def annotate(options: argparse.Namespace) -> int:
     folder.remove_unfinished()
     tell_faults(folder.faults)
     print(f"{options.folder}: {len(folder.lines)} pictures, {len(folder.jobs)} lack labels", flush=True)
+    if options.captioner and folder.without_caption:
+        made = write_captions(folder, options.captioner, options.device, options.seed)
+        print(f"{made} captions written by {options.captioner}", flush=True)
     work = Work(folder=options.folder.absolute(), model=model, autoencoder=options.autoencoder, device=options.device,
                 domains=domains, steps=options.steps, seed=options.seed, batch=options.batch)
     batches = in_batches(folder.jobs, options.batch)

@@ -137,6 +137,11 @@ class PictureFolder:
             return
         self.gains[job.line] |= {self.fields[domain]: path for domain, path in job.labels.items()}
 
+    def add_caption(self, line: int, text: str) -> None:
+        """A caption that was written beside the picture since."""
+        self.gains[line]["caption"] = {BESIDE: text}
+        self.without_caption.discard(line)
+
     def write(self) -> None:
         """The metadata with what is known so far; by name if it was so, else new lines come last."""
         rows = []

@@ -211,6 +211,32 @@ def test_on_ray_with_two_workers_the_files_are_the_same(folder, labelled):
 
 # ---- what may be wrong --------------------------------------------------------------------------------------------
 
+class Captions:
+    """In place of the pipeline of Dual Diffusion."""
+
+    asked = []
+
+    @classmethod
+    def from_pretrained(cls, model, device):
+        return cls()
+
+    def caption(self, picture, seed):
+        self.asked.append((picture.name, seed))
+        return [f"about {picture.stem}"]
+
+
+def test_captions_that_lack_are_written_by_a_model(folder, monkeypatch, capsys):
+    monkeypatch.setattr("training.captioner.DualDiffusionPipeline", Captions)
+    for _ in range(2):    # the second time there is nothing to do
+        assert annotate(folder, "--captioner", "some/folder", "--seed", "3") == 0
+    assert sorted(Captions.asked) == [(name, 3) for name in ("b.png", "c.png", "d.png", "wide.png")]
+    captions = {name: entry["caption"]["txt"] for name, entry in entries(folder).items()}
+    assert captions["more/c.png"] == "about c" and captions["a.jpg"] == "a house, and a tree" and len(captions) == 5
+    assert (folder / "wide.txt").read_text() == "about wide\n"
+    told = capsys.readouterr().out
+    assert "4 captions written by some/folder" in told and "no caption" not in told
+
+
 def test_pictures_that_cannot_be_used_are_named_and_left_out(tmp_path, capsys):
     good = Image.fromarray(scene(0, (128, 128))["image"])
     for name in ("good.png", "cut.jpg", "twice.jpg", "twice.png"):
