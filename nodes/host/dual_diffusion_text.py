@@ -51,13 +51,14 @@ class DualDiffusionText(sd1_clip.SD1ClipModel):
             comfy.model_management.intermediate_device()), None
 
     def states(self, ids_BL: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """(B, L) token numbers -> (B, L, width), without any attention mask.
+        """(B, L) token numbers -> (B, L, width), without any attention mask."""
+        return self.t5xxl.transformer(ids_BL.to(device), None, dtype=self.compute_dtype(device))[0]
 
-        In bfloat16 if the file holds it, or less; float16 has not the range for T5, and is computed in float32.
-        """
-        t5 = self.t5xxl.transformer
-        narrow = t5.dtype not in (torch.float16, torch.float32) and comfy.model_management.should_use_bf16(device)
-        return t5(ids_BL.to(device), None, dtype=torch.bfloat16 if narrow else torch.float32)[0]
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
+        """bfloat16 if the file holds it, or less; float16 has not the range for T5 and is computed in float32."""
+        stored = self.t5xxl.transformer.dtype
+        narrow = stored not in (torch.float16, torch.float32) and comfy.model_management.should_use_bf16(device)
+        return torch.bfloat16 if narrow else torch.float32
 
 
 def load_t5_clip(path: str, words_path: str, config: DualDiffusionConfig, mask_embedding: str | None = None,
@@ -80,6 +81,7 @@ def load_t5_clip(path: str, words_path: str, config: DualDiffusionConfig, mask_e
         tokenizer_data={"words": words}, state_dict=[tensors], disable_dynamic=disable_dynamic,
         # As stored: the host's default of float16 would cost bf16 weights their range.
         model_options={f"{NAME}_model_config": sizes, "dtype": comfy.utils.weight_dtype(tensors)})
+    clip.patcher.set_model_compute_dtype(clip.cond_stage_model.compute_dtype(clip.patcher.load_device))
     clip.patcher.cached_patcher_init = (reload_patcher, (path, words_path, config, mask_embedding))
     return clip
 

@@ -47,6 +47,18 @@ def test_t5():
     assert relative(states, recorded()["t5.output"]) < 1e-5
 
 
+def test_t5_is_computed_as_it_is_stored(monkeypatch):
+    """bfloat16 where the device can; never float16."""
+    text = loaded()[1].cond_stage_model
+    ids = recorded()["t5.input_ids"].long()
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_: True)
+    for stored, used in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16),
+                         (torch.float8_e4m3fn, torch.bfloat16)):
+        monkeypatch.setattr(text.t5xxl.transformer, "dtype", stored)
+        states = text.states(ids, torch.device("cpu"))
+        assert states.dtype == used and relative(states.float(), recorded()["t5.output"]) < 0.03
+
+
 def test_ksampler_gives_the_recorded_picture():
     """euler with normal, as it stands in the help. One of its noise levels differs in the last bit, which guidance of
     7 on random weights makes 1.3e-4; see the next test."""
