@@ -53,9 +53,10 @@ def mean_maps(pictures: Pictures, count: int) -> Pictures:
     class."""
     maps = {name: postprocess(name, picture.float().mean(0, keepdim=True) / 127.5 - 1)
             for name, picture in pictures.items()}
-    numbers_NHW = classes(pictures["segmentation"])
-    votes_KHW = torch.stack([(numbers_NHW == number).sum(0) for number in range(len(SEGMENTATION_NAMES))])
-    maps["segmentation"] = paint_classes(votes_KHW.argmax(0))[None]
+    if "segmentation" in pictures:
+        numbers_NHW = classes(pictures["segmentation"])
+        votes_KHW = torch.stack([(numbers_NHW == number).sum(0) for number in range(len(SEGMENTATION_NAMES))])
+        maps["segmentation"] = paint_classes(votes_KHW.argmax(0))[None]
     return {name: to_bytes(picture).expand(count, -1, -1, -1) for name, picture in maps.items()}
 
 

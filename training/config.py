@@ -26,7 +26,7 @@ FAMILIES = {
                        ("start.extend", "start.gate", "start.own_place", "loss.exact_time", "loss.domains",
                         "speed.shard", "speed.compile")),
     "jointnet": FamilyKeys(JointNetConfig, ("jointnet", "stable_diffusion", "nothing"), ("full", "map_branch"),
-                           (*TASKS, "inpaint"), ("start.pass_through", "loss.caption_dropout")),
+                           (*TASKS, "inpaint"), ("start.pass_through", "loss.weighting", "loss.caption_dropout")),
 }
 OPTIMIZERS = ("adamw", "adamw_8bit", "came", "came_8bit", "prodigy", "muon")
 OPTIMIZERS_WITH = {    # keys of [optim] that only some optimisers have
@@ -149,11 +149,14 @@ class LossConfig:
     exact_time: bool = False     # True: the model is told 1000 sigma and not its integer part
     share: float = 1.0           # loss of a sample ~ (generated domains / all) ** share
     domains: str = "equal"       # or "inverse_std": quiet domains count as much as loud ones
+    weighting: str = "noise"     # jointnet: of noise levels, as the error of the noise has it; or "velocity", times
+                                 # 1 + sigma^2, for models so small that layout at high levels is lost otherwise
     caption_dropout: float = 0.1 # jointnet: share of captions in whose place the empty one stands
 
     def __post_init__(self):
         one_of("loss.times", self.times, ("logit_normal", "uniform", "mode"))
         one_of("loss.domains", self.domains, ("equal", "inverse_std"))
+        one_of("loss.weighting", self.weighting, ("noise", "velocity"))
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"loss.caption_dropout is {self.caption_dropout}, but must be from 0 to 1")
 
@@ -328,9 +331,11 @@ class TrainConfig:
                 if getattr(part, key) != getattr(type(part)(), key):
                     raise ValueError(f'{section}.{key} = {getattr(part, key)} is of family = "{family}", but family is '
                                      f'"{self.family}": leave it out')
-        if self.family == "jointnet" and self.start.kind != "nothing" and self.start.weights == "published":
-            raise ValueError('start.weights = "published": the files of JointNet and Stable Diffusion 2.1 have no '
-                             "address that is known here; name a file or a folder")
+        parts = ("weights", "autoencoder", "text_encoder")[self.start.kind == "nothing":]
+        unnamed = [part for part in parts if getattr(self.start, part) == "published"]
+        if self.family == "jointnet" and unnamed:
+            raise ValueError(f'start.{unnamed[0]} = "published": the files of JointNet and Stable Diffusion 2.1 have '
+                             "no address that is known here; name a file or a folder")
 
     def check_mode(self) -> None:
         if self.mode == "domains" and not self.start.extend:

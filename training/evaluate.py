@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jodi_core import JodiPipeline
 from jodi_core.domains import JointConfig
 
 from .config import TrainConfig
@@ -79,8 +78,7 @@ class Evaluator:
     def pictures(self, run) -> list[Shown]:
         """Of the first samples what each task makes of them; on process 0, an empty list on the others."""
         chosen = self.chosen[:self.config.evaluation.pictures]
-        encoders = self.source.encoders
-        pipeline = JodiPipeline(run.model, encoders.autoencoder, lambda: encoders.text)
+        pipeline = FAMILY[self.config.family].pipeline(run.model, self.source.encoders)
         with self.processes.autocast(self.config.speed):
             own = [show(pipeline, self.config, *self.truth(index), seed=index)
                    for index in chosen[self.processes.rank::self.processes.world]]

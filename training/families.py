@@ -11,7 +11,7 @@ from torch import nn
 
 from jodi_core.domains import JointConfig
 
-from . import jointnet_losses, jointnet_model, losses, model
+from . import jointnet_encoders, jointnet_losses, jointnet_model, jointnet_pictures, losses, model
 from .losses import JointLoss
 
 
@@ -27,6 +27,8 @@ class Family:
     draw_roles: Callable                           # of a task
     draw_question: Callable
     write: Callable[..., None]                     # a trained model as a file
+    encoders: Callable | None = None               # others than `encoders.Encoders`
+    pipeline: Callable = model.pipeline            # of a model and encoders, to make pictures with
 
 
 FAMILY = {
@@ -34,5 +36,6 @@ FAMILY = {
                    losses.draw_task_roles, losses.draw_question, model.write),
     "jointnet": Family(jointnet_model.starting_config, jointnet_model.make_model, jointnet_model.choose_trained,
                        jointnet_model.blocks, jointnet_losses.make_loss, jointnet_losses.draw_task_roles,
-                       jointnet_losses.draw_question, jointnet_model.write),
+                       jointnet_losses.draw_question, jointnet_model.write, jointnet_encoders.open_encoders,
+                       jointnet_pictures.JointNetPictures),
 }

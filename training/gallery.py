@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from jodi_core import JodiPipeline
 from jodi_core.metrics import compare, to_bytes, unit
 from jodi_core.pictures import contact_sheet, postprocess
 
@@ -25,12 +24,15 @@ class Shown:
     caption: str
 
 
-def show(pipeline: JodiPipeline, config: TrainConfig, truth: dict[str, Tensor], caption: str, seed: int) -> Shown:
-    """truth: domain -> (3, H, W) in [-1, 1], the image first. Control is given all labels, perception makes all."""
+def show(pipeline, config: TrainConfig, truth: dict[str, Tensor], caption: str, seed: int) -> Shown:
+    """What `pipeline`, a JodiPipeline or what is called like one, makes of a sample.
+
+    truth: domain -> (3, H, W) in [-1, 1], the image first. Control is given all labels, perception makes all.
+    """
     image, *labels = truth
     tasks = {"joint": ((), tuple(truth)), "control": (labels, (image,)), "perceive": ((image,), labels)}
     made = {}
-    for task in config.tasks:
+    for task in (task for task in dict.fromkeys(config.tasks) if task in tasks):
         given, wanted = tasks[task]
         guidance = 1.0 if task == "perceive" else config.evaluation.guidance
         found = pipeline(caption, conditions={name: (truth[name][None] + 1) / 2 for name in given}, generate=wanted,

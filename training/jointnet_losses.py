@@ -76,7 +76,7 @@ class JointNetLoss(JointLoss):
                          for param in getattr(branch, part).parameters() if param.requires_grad)
 
     def errors(self, batch: Batch, questions: list[Question], roles: JointRoles, rows: list[int]) -> Tensor:
-        """(B, D) mean squared error of the predicted noise over generated cells, 0 where there are none."""
+        """(B, D) weighted mean squared error of the predicted noise over generated cells, 0 where there are none."""
         clean = batch.latents_BCLHW[rows]
         noise = torch.stack([question.noise_CLHW for question in questions]).to(clean)
         mask = torch.stack([question.mask_LHW for question in questions])[:, None].to(clean)
@@ -88,7 +88,8 @@ class JointNetLoss(JointLoss):
         text = self.model.read_text(*self.captions(batch, questions, rows))
         found = self.model(noisy, time_B, text, roles, known)
         error = (found.float() - noise.float()).square().mean(dim=1) * mask[:, 0]
-        return error.sum(dim=(2, 3)) / mask[:, 0].sum(dim=(2, 3)).clamp_min(1)
+        weight_B = 1 + sigma_B ** 2 if self.config.weighting == "velocity" else torch.ones_like(sigma_B)
+        return weight_B[:, None] * error.sum(dim=(2, 3)) / mask[:, 0].sum(dim=(2, 3)).clamp_min(1)
 
     def captions(self, batch: Batch, questions: list[Question], rows: list[int]) -> tuple[Tensor, Tensor]:
         """Text features (B, M, C) and which of them count, the empty caption in the place of dropped ones."""

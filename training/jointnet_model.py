@@ -1,6 +1,5 @@
 """JointNet: the model that a run starts from, what of it is trained, and the file that comes out."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jodi_core.files import WeightsError, locate, read_tensors
+from jodi_core.files import WeightsError, locate, read_folder, read_tensors
 from jodi_core.jointnet.config import BRANCHES, JointNetConfig
 from jodi_core.jointnet.loading import read_jointnet
 from jodi_core.jointnet.network import JointNet
+from jodi_core.jointnet.pipeline import refuse_velocity
 from jodi_core.weights import check_keys, write_model
 
 from .config import TrainConfig
@@ -73,13 +73,8 @@ def read_unet(ref: str) -> dict[str, Tensor]:
     path = locate(ref)
     if not path.is_dir():
         return read_tensors(path)
-    told = path / "scheduler" / "scheduler_config.json"
-    prediction = json.loads(told.read_text()).get("prediction_type", "epsilon") if told.is_file() else "epsilon"
-    if prediction != "epsilon":
-        raise WeightsError(f"{path} predicts {prediction}, but JointNet predicts the noise (epsilon): start from "
-                           "Stable Diffusion 2.1 base (512 pixels)")
-    folder = path / "unet" if (path / "unet").is_dir() else path
-    return read_tensors(folder / "diffusion_pytorch_model.safetensors")
+    refuse_velocity(path)
+    return read_folder(path / "unet" if (path / "unet").is_dir() else path)
 
 
 def check_tasks(tasks: tuple[str, ...], model: JointNetConfig) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from jodi_core import JodiPipeline
 from jodi_core.files import write_safetensors
 from jodi_core.models.jodi import JodiConfig, JodiTransformer
 from jodi_core.weights import load_transformer, read_transformer, resolve, write_model
@@ -104,6 +105,10 @@ def domain_weights(config: TrainConfig, source: Source, domains: int) -> torch.T
         return torch.ones(domains)
     deviation_L = latents_of(source, DEVIATION).std(dim=(0, 1, 3, 4))
     return (1 / deviation_L) / (1 / deviation_L).mean()
+
+
+def pipeline(model: JodiTransformer, encoders: Encoders) -> JodiPipeline:
+    return JodiPipeline(model, encoders.autoencoder, lambda: encoders.text)
 
 
 def write(model: JodiTransformer, config: TrainConfig, target: Path, step: int, merged: bool) -> None:

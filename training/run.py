@@ -34,11 +34,11 @@ from .watch import Watcher
 def prepare(config: TrainConfig, processes: Processes) -> None:
     """Encode what is not yet in the cache; the processes share the work."""
     if config.toy.scenes:
-        encoders = Encoders(config.start, torch.device("cpu"))
+        encoders = open_encoders(config, torch.device("cpu"))
         build_cache(config.toy, config.model.domains, encoders.autoencoder, encoders.text, processes.rank,
                     processes.world)
     elif config.data.cache:
-        encoders = Encoders(config.start, processes.device)
+        encoders = open_encoders(config, processes.device)
         for sets in filter(None, (config.data.sets, config.evaluation.sets)):
             source = pictures_of(config, sets, FAMILY[config.family].starting_config(config), encoders, processes)
             samples, faults = fill(source, processes.rank, processes.world)
@@ -51,7 +51,7 @@ def train(config: TrainConfig, processes: Processes) -> None:
     config.accumulation(processes.world)    # refuses a batch that cannot be shared out
     if not config.toy.scenes:
         prepare(config, processes)
-    encoders = Encoders(config.start, processes.device)
+    encoders = open_encoders(config, processes.device)
     model = FAMILY[config.family].make_model(config, encoders)
     source = open_source(config, model.config, encoders, processes)
     run = start(config, model, source, encoders, processes)
@@ -64,7 +64,7 @@ def train(config: TrainConfig, processes: Processes) -> None:
 
 def evaluate(config: TrainConfig, processes: Processes) -> None:
     """Print what the newest checkpoint reaches on [evaluation]; its contact sheets go to OUTPUT/pictures/evaluate."""
-    encoders = Encoders(config.start, processes.device)
+    encoders = open_encoders(config, processes.device)
     model = FAMILY[config.family].make_model(config, encoders)
     evaluator = open_evaluator(config, model.config, encoders, processes)
     if evaluator is None:
@@ -85,6 +85,11 @@ def open_evaluator(config: TrainConfig, model: JointConfig, encoders: Encoders,
     if not config.evaluation.every:
         return None
     return Evaluator(config, pictures_of(config, config.evaluation.sets, model, encoders, processes), processes)
+
+
+def open_encoders(config: TrainConfig, device: torch.device) -> Encoders:
+    own = FAMILY[config.family].encoders
+    return own(config, device) if own else Encoders(config.start, device)
 
 
 def open_source(config: TrainConfig, model_config: JointConfig, encoders: Encoders, processes: Processes) -> Source:
@@ -138,7 +143,7 @@ def export(config: TrainConfig, target: Path, *, merged: bool = False, raw: bool
     unless `raw`.
     """
     family = FAMILY[config.family]
-    model = family.make_model(config, Encoders(config.start, torch.device("cpu")))
+    model = family.make_model(config, open_encoders(config, torch.device("cpu")))
     family.choose_trained(model, config)
     averaged = bool(config.ema) and not raw
     step = load_weights(config, model, averaged)

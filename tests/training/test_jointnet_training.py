@@ -27,9 +27,11 @@ from toy_run import FakeText, ToySource, lines, stored, toy_config
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+TINY = {"kind": "nothing", "autoencoder": "tiny", "text_encoder": "tiny"}
 TASKS = ("joint", "perceive", "control", "inpaint")
 MODEL = JointNetConfig(channels=(8, 8), attention=(False, True), heads=(2, 2), layers=1, text_width=8, norm_groups=4,
                        sample_size=4, in_channels=4, latent_scale=1.0, masked_input=True)
+NOTHING = StartConfig(**TINY)
 BOTH = JointRoles.of(MODEL.domains, generate=MODEL.domains)
 
 
@@ -48,11 +50,11 @@ class FakeParts(FakeText):
 @pytest.fixture(autouse=True)
 def toy_parts(monkeypatch):
     monkeypatch.setattr(run, "open_source", lambda *arguments: Pairs())
-    monkeypatch.setattr(run, "Encoders", FakeParts)
+    monkeypatch.setattr(run, "open_encoders", lambda config, device: FakeParts())
 
 
 def pair_config(folder, **changes) -> TrainConfig:
-    settings = {"start": StartConfig(kind="nothing"), "model": MODEL, "tasks": TASKS} | changes
+    settings = {"start": NOTHING, "model": MODEL, "tasks": TASKS} | changes
     return toy_config(folder, family="jointnet", **settings)
 
 
@@ -120,7 +122,6 @@ def test_times_and_dropped_captions():
 def test_the_loss_is_of_the_noise_where_latents_are_generated():
     """By hand for one sample, and the same beside others with longer texts."""
     model, data = stirred(fresh()), micro_batches(pair_config("unused", in_turn=False, steps=40))
-    loss = make_loss(model, LossConfig(), torch.ones(2), FakeParts())
     batch, asked = next(found for found in map(data.__getitem__, range(40)) if found[1][0].task == "inpaint"
                         and found[1][0].mask_LHW.mean() < 0.9 and found[1][1].task != "inpaint")
     question = replace(asked[0], dropped=False)
@@ -132,7 +133,9 @@ def test_the_loss_is_of_the_noise_where_latents_are_generated():
     found = model(noisy.float(), torch.tensor([question.time]), text, BOTH, known)
     for domain, name in enumerate(MODEL.domains):
         error = (found - question.noise_CLHW)[0, :, domain].square()[:, question.mask_LHW[domain] > 0].mean()
-        torch.testing.assert_close(loss(batch, [question, asked[1]])[1][0][name], error.detach())
+        for weighting, factor in (("noise", 1), ("velocity", 1 + question.sigma ** 2)):
+            weighted = make_loss(model, LossConfig(weighting=weighting), torch.ones(2), FakeParts())
+            torch.testing.assert_close(weighted(batch, [question, asked[1]])[1][0][name], error.detach() * factor)
 
 
 def test_a_dropped_caption_is_the_empty_one():
@@ -202,7 +205,7 @@ def test_only_the_exchange_of_the_frozen_picture_branch_is_trained(tmp_path):
     path = tmp_path / "base.safetensors"
     save_file({name: value.clone() for name, value in fresh().unet.state_dict().items()
                if not name.startswith("jointnet_")}, path)
-    start = StartConfig(kind="stable_diffusion", weights=str(path))
+    start = replace(NOTHING, kind="stable_diffusion", weights=str(path))
     config = pair_config(tmp_path / "run", mode="map_branch", start=start, steps=3)
     with pytest.MonkeyPatch.context() as patch:
         read_as_toy(patch)
@@ -233,7 +236,7 @@ def test_a_start_from_stable_diffusion_is_two_plain_unets(tmp_path, monkeypatch)
     torch.manual_seed(3)
     plain = diffusers.UNet2DConditionModel(**replace(MODEL, heads=(1, 1)).unet_settings())
     plain.save_pretrained(tmp_path / "sd" / "unet")
-    start = StartConfig(kind="stable_diffusion", weights=str(tmp_path / "sd"))
+    start = replace(NOTHING, kind="stable_diffusion", weights=str(tmp_path / "sd"))
     for masked in (True, False):
         model = fresh(start=start, tasks=("joint",), model=JointNetConfig(domains=("image", "normal"),
                                                                          masked_input=masked))
@@ -255,7 +258,7 @@ def test_a_base_model_becomes_the_inpaint_variant(tmp_path):
     config = pair_config(tmp_path / "run", model=replace(MODEL, masked_input=False), tasks=("joint",), steps=2)
     run.train(config, Processes())
     run.export(config, tmp_path / "base.safetensors")
-    start = StartConfig(kind="jointnet", weights=str(tmp_path / "base.safetensors"))
+    start = replace(NOTHING, kind="jointnet", weights=str(tmp_path / "base.safetensors"))
     base, wider = (fresh(start=start, tasks=("joint",), model=replace(MODEL, masked_input=masked))
                    for masked in (False, True))
     assert not base.config.masked_input and wider.config.masked_input
@@ -266,12 +269,12 @@ def test_a_base_model_becomes_the_inpaint_variant(tmp_path):
 
 
 def test_a_start_that_passes_the_noise_through():
-    model = fresh(start=StartConfig(kind="nothing", pass_through=True), model=replace(MODEL, norm_groups=1))
+    model = fresh(start=replace(NOTHING, pass_through=True), model=replace(MODEL, norm_groups=1))
     x = torch.randn(2, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(noise_of(model), x / x.square().mean(dim=(1, 3, 4), keepdim=True).sqrt(), atol=1e-3,
                                rtol=1e-3)
     with pytest.raises(ValueError, match="8 channels, twice the 4 of the latents, but model.channels begins with 4"):
-        fresh(start=StartConfig(kind="nothing", pass_through=True), model=replace(MODEL, channels=(4, 8)))
+        fresh(start=replace(NOTHING, pass_through=True), model=replace(MODEL, channels=(4, 8)))
 
 
 # ---- configuration ----------------------------------------------------------------------------------------------
@@ -284,19 +287,21 @@ def test_the_committed_configuration_loads():
 @pytest.mark.parametrize("values, message", [
     ({"family": "jointed"}, "family = 'jointed': use one of .* did you mean jointnet"),
     ({"start": {"kind": "jodi"}}, "start.kind = 'jodi': use one of jointnet, stable_diffusion, nothing"),
-    ({"start": {"kind": "jointnet"}}, "no address that is known here"),
+    ({"start": {"kind": "jointnet"}}, "start.weights = .*no address that is known here"),
+    ({"start": {"kind": "nothing"}}, "start.autoencoder = .*no address that is known here"),
     ({"mode": "lora"}, "mode = 'lora': use one of full, map_branch"),
     ({"model": {"hidden_size": 64}}, "unknown key model.hidden_size"),
     ({"model": {"channels": [8, 8], "attention": [True, True], "heads": [1, 1]}}, "8 channels must be divisible by 32"),
     ({"speed": {"shard": True}}, 'speed.shard = True is of family = "jodi", but family is "jointnet"'),
     ({"start": {"kind": "nothing", "gate": 1.0}}, "start.gate = 1.0 is of family"),
+    ({"loss": {"weighting": "sigma"}}, "loss.weighting = 'sigma': use one of noise, velocity"),
     ({"loss": {"caption_dropout": 1.5}}, "caption_dropout is 1.5"),
     ({"family": "jodi", "loss": {"caption_dropout": 0.2}}, 'is of family = "jointnet"'),
     ({"family": "jodi", "tasks": ["inpaint"]}, "tasks = 'inpaint': use one of joint, control, perceive"),
 ])
 def test_contradictions_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        build(TrainConfig, {"family": "jointnet", "start": {"kind": "nothing"}} | values)
+        build(TrainConfig, {"family": "jointnet", "start": TINY} | values)
 
 
 def test_parts_that_do_not_fit():
