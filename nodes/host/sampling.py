@@ -8,7 +8,7 @@ import latent_preview
 import torch
 
 from ...jodi_core.domains import JODI_DOMAINS, JointRoles
-from ...jodi_core.jointnet.schedule import timesteps
+from ...jodi_core.jointnet.schedule import MOST_STEPS, timesteps
 from ...jodi_core.sampling import flow_timesteps, sample_flow_dpm, sample_flow_euler
 from .. import joint
 from .version import require
@@ -85,7 +85,7 @@ def ddim_levels(sampling, steps: int, denoise: float = 1.0) -> torch.Tensor:
 
     sampling: of the model, with a table `sigmas` by timestep.
     """
-    grid = timesteps(max(steps, int(steps / denoise)))[-steps:]
+    grid = timesteps(min(MOST_STEPS, max(steps, int(steps / denoise))))[-steps:]
     return torch.cat([sampling.sigmas[grid], torch.zeros(1)])
 
 

@@ -31,8 +31,7 @@ def test_what_is_given_stays(comfy, prompt, name, kind, given):
     assert difference(last[:, :, 1 - given], first[:, :, 1 - given]) > 0.1 and not encoded[:, :, 1 - given].any()
 
 
-def test_the_same_picture_for_the_same_seed(comfy, prompt):
-    """A seed means the same noise for the picture whether the depth takes part or not."""
+def test_another_seed_gives_another_scene(comfy, prompt):
     both = prompt("jointnet_generation")
     sampler, = ids(both, "JodiJointSampler")
     one, = latents(comfy, both, sampler)
