@@ -28,6 +28,7 @@ JODI_CORE = {
     "jointnet/loading.py": ("files", "weights", "jointnet.*"), "jointnet/text.py": ("files",),
     "jointnet/pipeline.py": ("*",), "jointnet/programs.py": ("*",),
     "kl.py": ("files",),
+    "autoencoders.py": ("files", "kl", "models.dcae", "weights"),
     "dual_diffusion/*": ("domains", "models.layers", "sampling", "pictures", "fitting", "dual_diffusion.*"),
     "dual_diffusion/weights.py": ("files", "weights", "dual_diffusion.*"), "dual_diffusion/pipeline.py": ("*",),
     "dual_diffusion/start.py": ("files", "weights"),

@@ -7,27 +7,9 @@ from dataclasses import dataclass, field, fields
 from jodi_core.jointnet.config import JointNetConfig
 from jodi_core.models.jodi_config import JodiConfig
 
-TASKS = ("joint", "control", "perceive")
+from .config_families import FAMILIES, FAMILIES_WITH, TASKS
+from .dual_config import DualTrainingConfig
 
-
-@dataclass(frozen=True)
-class FamilyKeys:
-    """What the configuration of one family of models may say."""
-
-    model: type                  # of [model]
-    starts: tuple[str, ...]
-    modes: tuple[str, ...]
-    tasks: tuple[str, ...]
-    only: tuple[str, ...]        # keys that no other family has
-
-
-FAMILIES = {
-    "jodi": FamilyKeys(JodiConfig, ("jodi", "sana", "nothing"), ("full", "lora", "dora", "domains"), TASKS,
-                       ("start.extend", "start.gate", "start.own_place", "loss.exact_time", "loss.domains",
-                        "speed.shard", "speed.compile")),
-    "jointnet": FamilyKeys(JointNetConfig, ("jointnet", "stable_diffusion", "nothing"), ("full", "map_branch"),
-                           (*TASKS, "inpaint"), ("start.pass_through", "loss.weighting", "loss.caption_dropout")),
-}
 OPTIMIZERS = ("adamw", "adamw_8bit", "came", "came_8bit", "prodigy", "muon")
 OPTIMIZERS_WITH = {    # keys of [optim] that only some optimisers have
     "eps": ("adamw", "adamw_8bit", "prodigy", "muon"),
@@ -51,7 +33,8 @@ class StartConfig:
 
     kind: "jodi" a joint model, "sana" the text-to-image model that Jodi was made from, "nothing" initial values of
     [model] (which also sizes a joint model from Sana). Of JointNet: "jointnet", "stable_diffusion" a U-Net that both
-    branches are copies of, "nothing". weights, autoencoder, text_encoder: a file, "tiny" or "published".
+    branches are copies of, "nothing". Of Dual Diffusion: "dual_diffusion", "sd3" the transformer of Stable Diffusion 3
+    medium, "nothing". weights, autoencoder, text_encoder: a file or a folder, "tiny" or "published".
     """
 
     kind: str = "jodi"
@@ -59,9 +42,10 @@ class StartConfig:
     autoencoder: str = "published"
     text_encoder: str = "published"
     extend: dict[str, str] = field(default_factory=dict)    # new domain = domain whose layers it starts from
-    gate: float = 0.0            # nothing: added to the two gate rows of each block's table
+    gate: float = 0.0            # nothing: added to the gates of attention and feed-forward of each block
     own_place: bool = False      # nothing: attention starts at the same place of the other domains
     pass_through: bool = False   # jointnet, nothing: at first the predicted noise is the noisy latent
+    mask_embedding: str = ""     # dual_diffusion: the text encoder's row of the mask token, if it is a file of its own
 
     def __post_init__(self):
         if self.kind != "nothing" and (self.gate or self.own_place or self.pass_through):
@@ -71,7 +55,8 @@ class StartConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SetConfig:
-    """One data set: a folder with metadata.jsonl, or tar shards of one (docs/training.md).
+    """One data set: a folder with metadata.jsonl, or tar shards of one (docs/training.md); of Dual Diffusion also a
+    JSON list (lists.py).
 
     path of shards: "shard.tar", "set/shard-{000000..000012}.tar", also with an address in front: "s3://bucket/...".
     """
@@ -81,8 +66,13 @@ class SetConfig:
     repeat: int = 1
     weight: float = 1.0          # samples are drawn in proportion to weight * repeat, of all sets; none is left out
     captions: dict[str, float] = field(default_factory=dict)    # caption source = weight; empty: all alike
+    root: str = ""               # of a JSON list: the folder that its paths start in; empty: that of the list
+    tasks: tuple[str, ...] = ()  # dual_diffusion: what it is used for; empty: all that its samples can be
 
     def __post_init__(self):
+        if self.root and not self.path.endswith(".json"):
+            raise ValueError(f"data.sets: {self.path}: root is of JSON lists; other sets have their paths in their "
+                             "folder")
         if not 0 < self.weight < math.inf:
             raise ValueError(f"data.sets: {self.path}: weight {self.weight} must be above 0; to leave the set out, "
                              "remove it from the configuration")
@@ -100,6 +90,7 @@ class DataConfig:
     cache: str = ""              # folder for latents and text features; empty: encoded whenever they are read
     empty_pose: bool = True      # a missing openpose label is the black picture of "nobody"
     segmentation: str = "nearest"    # how class colours are resized; "bicubic" as the original
+    min_side: int = 0            # dual_diffusion: smaller pictures are left out; the original's 256, of shards 100
     on_error: str = "skip"       # a sample that cannot be read: "skip" takes the next one of its bin, or "stop"
 
     def __post_init__(self):
@@ -151,7 +142,8 @@ class LossConfig:
     domains: str = "equal"       # or "inverse_std": quiet domains count as much as loud ones
     weighting: str = "noise"     # jointnet: of noise levels, as the error of the noise has it; or "velocity", times
                                  # 1 + sigma^2, for models so small that layout at high levels is lost otherwise
-    caption_dropout: float = 0.1 # jointnet: share of captions in whose place the empty one stands
+    caption_dropout: float = 0.1 # jointnet, dual_diffusion: share of captions in whose place the empty one stands
+    text_weight: float = 0.2     # dual_diffusion: of the loss of texts beside that of pictures; 1.0 for tuning
 
     def __post_init__(self):
         one_of("loss.times", self.times, ("logit_normal", "uniform", "mode"))
@@ -277,19 +269,22 @@ class WatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    family: str = "jodi"         # or "jointnet": says what [model] is
+    family: str = "jodi"         # or "jointnet", "dual_diffusion": says what [model] is
     output: str = "runs/new"
     seed: int = 0
     steps: int = 10_000
     mode: str = "full"           # jodi: or "lora", "dora", "domains" (only what start.extend adds); jointnet: or
-                                 # "map_branch" (of the picture's U-Net only the layers of the exchange)
-    tasks: tuple[str, ...] = TASKS    # jointnet: also "inpaint"; one that is named twice comes twice as often
+                                 # "map_branch" (of the picture's U-Net only the layers of the exchange);
+                                 # dual_diffusion: or "mask_embedding" (also the text encoder's row of the mask token),
+                                 # "text_encoder" (also all of that)
+    tasks: tuple[str, ...] = TASKS    # jointnet: also "inpaint"; dual_diffusion: "picture" from text, "text" from
+                                 # picture; one that is named twice comes twice as often
     in_turn: bool = False        # tasks one after the other by micro-batch, each with one role pattern; else by sample
     batch: int = 32              # samples per step, of all processes together
     micro_batch: int = 4         # samples per forward pass of a process
     ema: float = 0.0             # decay of the averaged weights, reached gradually; 0: none
     start: StartConfig = StartConfig()
-    model: JodiConfig | JointNetConfig = JodiConfig()
+    model: JodiConfig | JointNetConfig | DualTrainingConfig = JodiConfig()
     data: DataConfig = DataConfig()
     toy: ToyConfig = ToyConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -325,17 +320,40 @@ class TrainConfig:
         one_of("mode", self.mode, own.modes)
         for task in self.tasks:
             one_of("tasks", task, own.tasks)
-        for family, keys in FAMILIES.items():
-            for section, _, key in (only.partition(".") for only in keys.only if family != self.family):
-                part = getattr(self, section)
-                if getattr(part, key) != getattr(type(part)(), key):
-                    raise ValueError(f'{section}.{key} = {getattr(part, key)} is of family = "{family}", but family is '
-                                     f'"{self.family}": leave it out')
+        for name, families in FAMILIES_WITH.items():
+            section, _, key = name.partition(".")
+            part = getattr(self, section)
+            if self.family not in families and getattr(part, key) != getattr(type(part)(), key):
+                raise ValueError(f'{name} = {getattr(part, key)} is of family = "{families[0]}", but family is '
+                                 f'"{self.family}": leave it out')
         parts = ("weights", "autoencoder", "text_encoder")[self.start.kind == "nothing":]
         unnamed = [part for part in parts if getattr(self.start, part) == "published"]
         if self.family == "jointnet" and unnamed:
             raise ValueError(f'start.{unnamed[0]} = "published": the files of JointNet and Stable Diffusion 2.1 have '
                              "no address that is known here; name a file or a folder")
+        for part in self.data.sets if self.family != "dual_diffusion" else ():
+            if part.tasks or part.path.endswith(".json"):
+                raise ValueError(f'data.sets: {part.path}: JSON lists, and tasks of a set, are of family = '
+                                 '"dual_diffusion"')
+        if self.family == "dual_diffusion":
+            self.check_dual_diffusion()
+
+    def check_dual_diffusion(self) -> None:
+        for part in self.data.sets:
+            for task in part.tasks:
+                one_of("data.sets.tasks", task, FAMILIES[self.family].tasks)
+        wanted = ("weights", "autoencoder", "text_encoder") if self.start.kind != "nothing" else \
+            ("autoencoder", "text_encoder")
+        for part in wanted:
+            if getattr(self.start, part) == "published":
+                raise ValueError(f'start.{part} = "published": Dual Diffusion is not fetched by itself; name the '
+                                 "folder of the model, or the file")
+        if not self.in_turn:
+            raise ValueError('family = "dual_diffusion" needs in_turn = true: a micro-batch is pictures from texts or '
+                             "texts from pictures")
+        if self.toy.scenes and list(self.toy.sizes()) != [(self.model.side, self.model.side)]:
+            raise ValueError(f"toy.bins are {self.toy.bins}, but pictures of Dual Diffusion are squares of model.side "
+                             f"= {self.model.side} pixels: name that size alone")
 
     def check_mode(self) -> None:
         if self.mode == "domains" and not self.start.extend:
@@ -343,11 +361,12 @@ class TrainConfig:
         if self.mode in ("lora", "dora") and self.start.extend:
             raise ValueError(f'mode = "{self.mode}" keeps all layers, but start.extend adds new ones: use "domains" or '
                              '"full"')
-        if self.mode != "full" and self.start.kind == "nothing":
+        few = self.mode not in ("full", "mask_embedding", "text_encoder")    # weights are trained
+        if few and self.start.kind == "nothing":
             raise ValueError(f'mode = "{self.mode}" needs weights to start from, but start.kind is "nothing"')
-        if self.mode != "full" and self.optim.name == "muon":
+        if few and self.optim.name == "muon":
             raise ValueError(f'optim.name = "muon" is for whole matrices, but mode is "{self.mode}": use adamw')
-        if self.mode != "full" and self.speed.precision == "pure_bf16":
+        if few and self.speed.precision == "pure_bf16":
             raise ValueError(f'mode = "{self.mode}" trains few weights, so bfloat16 ones save nothing: use '
                              'speed.precision = "bf16"')
         if self.mode == "domains" and (self.speed.shard or self.optim.weight_decay):

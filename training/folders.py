@@ -24,6 +24,7 @@ class Sample:
     pictures: dict               # of the domains that it has: Path or shards.Member, which both have read_bytes()
     captions: dict[str, str]
     chances: dict[str, float] = field(default_factory=dict)    # of its captions, as configured
+    turns: tuple[tuple[str, str], ...] = ()    # questions with their answers, in the place of captions
 
     def choose_caption(self, generator: torch.Generator) -> str:
         """ValueError if the sample has none."""

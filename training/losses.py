@@ -26,7 +26,7 @@ class Batch:
 
     latents_BCLHW: Tensor    # scaled, all domains of the model
     present_BL: Tensor       # bool
-    text_BMC: Tensor
+    text_BMC: Tensor         # features; Dual Diffusion: token numbers and labels (B, M, 2)
     mask_BM: Tensor          # bool, True = valid
     names: tuple[str, ...] = ()
     skipped: int = 0         # unreadable samples that others stand for
@@ -43,11 +43,12 @@ class Question:
 
     task: str
     roles: JointRoles
-    sigma: float             # noise level
-    time: float              # what the model is told, 0..1000
+    sigma: float             # noise level; of a text the uniform draw that its share of blanks is made of
+    time: float | None       # what the model is told, 0..1000; of a text nothing
     dropped: bool            # caption
-    noise_CLHW: Tensor
+    noise_CLHW: Tensor | None         # of pictures
     mask_LHW: Tensor | None = None    # of families with masks: 1 where latents are made, 0 where they are given
+    uniform_L: Tensor | None = None   # of texts: which places become blanks
 
 
 def shifted_sigmas(shift: float) -> Tensor:

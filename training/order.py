@@ -9,6 +9,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from .config import TrainConfig
+from .source import Source
+
+TASK_KINDS = ("picture", "text")    # tasks that have samples of their own
 BLOCK = 256    # draws of a bin that are shared out among its streams and mixed
 
 
@@ -95,6 +99,44 @@ class BatchOrder:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) * 64 + which + (stream << 40))
             self.permutations[key] = torch.randperm(len(self.streams[which][stream]), generator=generator)
         return self.permutations[key]
+
+
+class TaskOrder:
+    """Batches in which tasks take turns by micro-batch, each with samples of its own.
+
+    bins_N: the task of every sample, as a place in TASK_KINDS; the other arguments as for `BatchOrder`. All steps have
+    the same share of each task. ValueError for a batch that does not have room for every task, or no samples for one.
+    """
+
+    def __init__(self, bins_N: Tensor, tasks: tuple[str, ...], batch: int, micro_batch: int, steps: int, seed: int,
+                 weights_N: Tensor | None = None):
+        if batch % (micro_batch * len(tasks)):
+            unit = micro_batch * len(tasks)
+            raise ValueError(f"batch {batch} is not a multiple of micro_batch {micro_batch} times {len(tasks)} tasks: "
+                             f"choose batch = {max(1, round(batch / unit)) * unit}")
+        self.tasks = [tasks[place // micro_batch % len(tasks)] for place in range(batch)]    # of each place
+        self.members, self.orders = {}, {}
+        for task in dict.fromkeys(tasks):
+            kind = TASK_KINDS.index(task)
+            members = (bins_N == kind).nonzero().flatten()
+            if not len(members):
+                raise ValueError(f'no data set has samples for the task "{task}": add one, or leave it out of tasks')
+            self.members[task] = members
+            self.orders[task] = BatchOrder(bins_N[members], self.tasks.count(task), steps, seed + kind,
+                                           None if weights_N is None else weights_N[members])
+
+    def samples(self, number: int) -> list[int]:
+        coming = {task: iter(order.samples(number)) for task, order in self.orders.items()}
+        return [int(self.members[task][next(coming[task])]) for task in self.tasks]
+
+
+def by_size(config: TrainConfig, source: Source) -> BatchOrder:
+    return BatchOrder(source.bins_N, config.batch, config.steps, config.seed, source.weights_N)
+
+
+def by_task(config: TrainConfig, source: Source) -> TaskOrder:
+    return TaskOrder(source.bins_N, config.tasks, config.batch, config.micro_batch, config.steps, config.seed,
+                     source.weights_N)
 
 
 def share_of(micro: int, rank: int, world: int, micro_batch: int) -> range:

@@ -12,6 +12,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from jodi_core.models.layers import JodiBlock
+
 from .config import SpeedConfig
 from .losses import JointLoss
 
@@ -95,11 +97,12 @@ class Processes:
 
 
 def shard(loss: JointLoss, speed: SpeedConfig) -> JointLoss:
-    """FSDP2: each block a unit, the text keys of all blocks readable before the first block runs."""
+    """FSDP2: each block a unit; Jodi's text keys of all blocks readable before the first block runs."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) \
         if speed.precision == "bf16" else MixedPrecisionPolicy()
     for block in loss.model.blocks:
-        fully_shard(block.cross_attn, mp_policy=policy)
-        register_fsdp_forward_method(block.cross_attn, "keys_values")
+        if isinstance(block, JodiBlock):
+            fully_shard(block.cross_attn, mp_policy=policy)
+            register_fsdp_forward_method(block.cross_attn, "keys_values")
         fully_shard(block, mp_policy=policy)
     return fully_shard(loss, mp_policy=policy)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jodi_core.domains import JointConfig
 from jodi_core.text import clean_prompt
 
 from .caches import Store, key_of
@@ -17,6 +18,10 @@ from .shards import Member
 from .source import Item
 
 TRIES = 20    # samples of a bin that may be unreadable one after the other
+
+
+def open_pictures(config: TrainConfig, model: JointConfig, encoders: Encoders, rank: int) -> "PictureSource":
+    return PictureSource(config, Samples(config.data, model.domains, model.bins), encoders, rank)
 
 
 class PictureSource:

@@ -21,26 +21,21 @@ from .families import FAMILY
 from .filling import fill
 from .model import domain_weights, save_memory_and_time, start_at_own_place
 from .optim import make_optimizers
-from .order import BatchOrder
 from .parallel import Processes
-from .pictures import PictureSource
 from .rounding import to_bfloat16
-from .samples import Samples
 from .source import Source
-from .toy import ToyScenes, build_cache
 from .watch import Watcher
 
 
 def prepare(config: TrainConfig, processes: Processes) -> None:
     """Encode what is not yet in the cache; the processes share the work."""
+    family = FAMILY[config.family]
     if config.toy.scenes:
-        encoders = open_encoders(config, torch.device("cpu"))
-        build_cache(config.toy, config.model.domains, encoders.autoencoder, encoders.text, processes.rank,
-                    processes.world)
+        family.cache_toys(config, open_encoders(config, torch.device("cpu")), processes.rank, processes.world)
     elif config.data.cache:
         encoders = open_encoders(config, processes.device)
         for sets in filter(None, (config.data.sets, config.evaluation.sets)):
-            source = pictures_of(config, sets, FAMILY[config.family].starting_config(config), encoders, processes)
+            source = pictures_of(config, sets, family.starting_config(config), encoders, processes)
             samples, faults = fill(source, processes.rank, processes.world)
             print(f"{config.data.cache}: {samples} samples, {len(faults)} faults", flush=True)
     processes.wait()
@@ -55,7 +50,7 @@ def train(config: TrainConfig, processes: Processes) -> None:
     model = FAMILY[config.family].make_model(config, encoders)
     source = open_source(config, model.config, encoders, processes)
     run = start(config, model, source, encoders, processes)
-    order = BatchOrder(source.bins_N, config.batch, config.steps, config.seed, source.weights_N)
+    order = FAMILY[config.family].make_order(config, source)
     data = MicroBatches(source, order, config, model.config, processes)
     evaluator = open_evaluator(config, model.config, encoders, processes)
     with Watcher(config, processes, run.step, run.pending) as watcher:
@@ -87,21 +82,21 @@ def open_evaluator(config: TrainConfig, model: JointConfig, encoders: Encoders,
     return Evaluator(config, pictures_of(config, config.evaluation.sets, model, encoders, processes), processes)
 
 
-def open_encoders(config: TrainConfig, device: torch.device) -> Encoders:
+def open_encoders(config: TrainConfig, device: torch.device):
     own = FAMILY[config.family].encoders
     return own(config, device) if own else Encoders(config.start, device)
 
 
 def open_source(config: TrainConfig, model_config: JointConfig, encoders: Encoders, processes: Processes) -> Source:
     if config.toy.scenes:
-        return ToyScenes(config.toy)
+        return FAMILY[config.family].open_toys(config, encoders)
     return pictures_of(config, config.data.sets, model_config, encoders, processes)
 
 
 def pictures_of(config: TrainConfig, sets: tuple[SetConfig, ...], model: JointConfig, encoders: Encoders,
-                processes: Processes) -> PictureSource:
+                processes: Processes) -> Source:
     data = replace(config.data, sets=sets)
-    return PictureSource(replace(config, data=data), Samples(data, model.domains, model.bins), encoders, processes.rank)
+    return FAMILY[config.family].open_pictures(replace(config, data=data), model, encoders, processes.rank)
 
 
 def start(config: TrainConfig, model: torch.nn.Module, source: Source, encoders: Encoders,

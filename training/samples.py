@@ -13,6 +13,7 @@ from jodi_core.pictures import fit_for_training, load_picture, read_picture, to_
 
 from .config import DataConfig, SetConfig
 from .folders import FolderSet, Sample
+from .lists import ListSet
 from .shards import Member, ShardSet
 
 
@@ -42,7 +43,9 @@ class Samples:
         return self.sets[which].sample(place, self.domains)
 
 
-def open_set(part: SetConfig, config: DataConfig) -> FolderSet | ShardSet:
+def open_set(part: SetConfig, config: DataConfig) -> FolderSet | ShardSet | ListSet:
+    if part.path.endswith(".json"):
+        return ListSet(part)
     return ShardSet(part, config) if part.path.endswith(".tar") else FolderSet(part)
 
 

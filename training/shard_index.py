@@ -7,6 +7,9 @@ a KEY, which is the name up to the first dot.
     KEY.image.EXT                the picture
     KEY.annotation_DOMAIN.EXT    its labels, as many as there are: KEY.annotation_depth.jpg
 
+Shards that were packed for Dual Diffusion are read, too: KEY.jpg or KEY.png with a KEY.json that has texts under
+`caption` and `org_caption`, and no size.
+
 Other files of a sample are not read. An index is a text file of JSON lines: one about the shard (size, number of
 samples, fault, and what else its maker knows), then one per sample: key, metadata, and start, size and sha256 of every
 picture.
@@ -19,13 +22,18 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
+
+from PIL import Image
 
 from .folders import size_of
 
 FORMAT = 1
 NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
+PLAIN = ("jpg", "jpeg", "png")    # names of a picture that has no labels
+TEXTS = ("caption", "org_caption")
 PICTURE = re.compile(r"image|annotation_[\w-]+")    # fields of the metadata that are paths
 
 
@@ -121,15 +129,41 @@ def files_of(shard: BinaryIO) -> Iterator[tuple[str, str, int, bytes]]:
 def add_file(sample: dict, kind: str, start: int, content: bytes, name: str) -> None:
     name, field = f"{name}, sample {sample['key']}", kind.partition(".")[0]
     if kind == "json":
-        size_of(content, name)
-        sample["metadata"] = {key: value for key, value in json.loads(content).items() if not PICTURE.fullmatch(key)}
-    elif PICTURE.fullmatch(field):
+        sample["metadata"] = {key: value for key, value in metadata_of(content, name).items()
+                              if not PICTURE.fullmatch(key)}
+    elif field in PLAIN or PICTURE.fullmatch(field):
+        if field in PLAIN:
+            field, sample["info"] = "image", size_of_picture(content, name)
         if field in sample["files"]:
             raise ValueError(f"{name}: it has more than one {field}")
         sample["files"][field] = start, len(content), hashlib.sha256(content).hexdigest()
 
 
+def metadata_of(content: bytes, name: str) -> dict:
+    """With captions by source, and its size if it tells one. ValueError for no object, or a size that cannot be."""
+    try:
+        metadata = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: its metadata is no JSON ({error})") from None
+    if isinstance(metadata, dict) and isinstance(metadata.get("caption"), str):
+        return metadata | {"caption": {key: metadata[key] for key in TEXTS if metadata.get(key)}}
+    size_of(content, name)
+    return metadata
+
+
+def size_of_picture(content: bytes, name: str) -> dict[str, int]:
+    try:
+        width, height = Image.open(BytesIO(content)).size
+    except OSError as error:
+        raise ValueError(f"{name}: its picture cannot be read ({error})") from None
+    return {"height": height, "width": width}
+
+
 def checked(sample: dict, name: str) -> dict:
     if sample["metadata"] is None:
         raise ValueError(f"{name}, sample {sample['key']}: it has no {sample['key']}.json")
+    info = sample.pop("info", None) or sample["metadata"].get("info")
+    if info is None:
+        raise ValueError(f"{name}, sample {sample['key']}: neither a picture under its own name nor info with its size")
+    sample["metadata"]["info"] = info
     return sample

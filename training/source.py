@@ -13,7 +13,7 @@ class Item:
 
     latents_CLHW: Tensor    # scaled
     present_L: Tensor       # bool
-    text_MC: Tensor         # valid rows only
+    text_MC: Tensor         # valid rows only; Dual Diffusion: token numbers and labels (M, 2)
     name: str
     skipped: int = 0        # unreadable samples whose place it takes
 

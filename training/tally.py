@@ -33,8 +33,9 @@ class Tally:
         """errors: domain -> mean squared error, of the domains that one sample generates."""
         values_D = torch.stack(list(errors.values())).double()
         mean = values_D.mean()
-        for name in (question.task, f"time/{band(question.time)}"):
-            self.add(name, mean)
+        self.add(question.task, mean)
+        if question.time is not None:
+            self.add(f"time/{band(question.time)}", mean)
         for domain, error in zip(errors, values_D.unbind()):
             self.add(f"domain/{domain}", error)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .captions import caption, vary
-from .config import ToyConfig
+from .config import ToyConfig, TrainConfig
 from .source import Item
 from .world import render, sample_scene
 
@@ -38,16 +39,20 @@ def write_shard(path: Path, seeds: range, size, domains, config: ToyConfig, auto
     parts = []
     for start in range(seeds.start, seeds.stop, 32):
         scenes = [sample_scene(seed) for seed in range(start, min(start + 32, seeds.stop))]
-        features, lengths = encode_captions(scenes, start, config.captions_per_scene, text)
-        parts.append((encode_scenes(scenes, size, autoencoder, domains), features, lengths))
-    latents, features, lengths = (torch.cat(column) for column in zip(*parts))
+        tensors = {"latents": encode_scenes(scenes, size, autoencoder, domains)}
+        if text is not None:
+            tensors |= zip(("text", "lengths"), encode_captions(scenes, start, config.captions_per_scene, text))
+        parts.append(tensors)
     temporary = path.with_suffix(".writing")
-    save_file({"latents": latents, "text": features, "lengths": lengths}, temporary)
+    save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, temporary)
     os.replace(temporary, path)
 
 
 def build_cache(config: ToyConfig, domains, autoencoder, text, part: int = 0, parts: int = 1) -> None:
-    """Write the missing shards of every size; process `part` of `parts` takes every parts-th one."""
+    """Write the missing shards of every size; process `part` of `parts` takes every parts-th one.
+
+    text: None for latents alone.
+    """
     for size, share in config.sizes().items():
         folder = Path(config.cache) / f"{size[0]}x{size[1]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,6 +63,14 @@ def build_cache(config: ToyConfig, domains, autoencoder, text, part: int = 0, pa
             start, first = time.time(), config.first_seed + shard * SHARD
             write_shard(path, range(first, first + SHARD), size, domains, config, autoencoder, text)
             print(f"{path}: {SHARD} scenes in {time.time() - start:.0f} s", flush=True)
+
+
+def cache_toys(config: TrainConfig, encoders, part: int, parts: int) -> None:
+    build_cache(config.toy, config.model.domains, encoders.autoencoder, encoders.text, part, parts)
+
+
+def open_toys(config: TrainConfig, encoders) -> "ToyScenes":
+    return ToyScenes(config.toy)
 
 
 class ToyScenes:
@@ -87,7 +100,20 @@ class ToyScenes:
 
 def load_shards(folder: Path) -> list[Tensor]:
     """Latents (N, L, C, h, w), text features of all captions one after the other, their lengths."""
-    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    if not shards:
+    return [torch.cat(parts) for parts in zip(*read_shards(folder, "latents", "text", "lengths"))]
+
+
+def load_latents(folder: Path) -> Tensor:
+    """(N, L, C, h, w), of shards that may hold nothing else."""
+    return torch.cat([latents for latents, in read_shards(folder, "latents")])
+
+
+def read_shards(folder: Path, *names: str) -> list[list[Tensor]]:
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
         raise FileNotFoundError(f"no encoded scenes in {folder}: run `python -m training cache CONFIG` first")
-    return [torch.cat([shard[name] for shard in shards]) for name in ("latents", "text", "lengths")]
+    shards = []
+    for path in paths:
+        with safe_open(path, "pt") as shard:
+            shards.append([shard.get_tensor(name) for name in names])
+    return shards
