@@ -42,6 +42,12 @@ def write_folder(root: Path) -> None:
     (root / "scheduler" / "scheduler_config.json").write_text('{"shift": 3.0}')
 
 
+def write_whole_folder(root: Path) -> None:
+    """With an autoencoder that ComfyUI knows."""
+    write_folder(root)
+    write_picture_vae(root / "vae" / "diffusion_pytorch_model.safetensors")
+
+
 def part_of(golden: dict, prefix: str) -> dict:
     return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from dual_diffusion_files import write_whole_folder
 
 from scripts.comfy import Comfy
 from scripts.workflow import to_prompt
@@ -24,6 +25,8 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
+    for name in ("base", "sft"):    # small random models in place of the published ones, which workflows choose
+        write_whole_folder(base / "models" / "diffusers" / f"dual_diff_sd3_512_{name}")
     with Comfy(comfyui, Path(sys.executable), base, ROOT, "--cpu") as running:
         yield running
 

@@ -112,7 +112,8 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".comfyui" / "ComfyUI", help="the folder with main.py")
     parser.add_argument("names", nargs="*", help="workflows; all by default")
     options = parser.parse_args()
-    paths = sorted((ROOT / "workflows").glob("*.json"))
+    paths = sorted(path for path in (ROOT / "workflows").glob("*.json")    # the others: text_thumbnails.py
+                   if "JodiDualDiffusionLoader" not in path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder, \
             Comfy(options.comfyui, Path(sys.executable), Path(folder), ROOT, "--cpu") as server:
         for path in (path for path in paths if not options.names or path.stem in options.names):

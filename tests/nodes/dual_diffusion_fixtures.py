@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from dual_diffusion_files import GOLDEN, write_folder, write_picture_vae
+from dual_diffusion_files import GOLDEN, write_whole_folder
 from safetensors.torch import load_file
 
 
@@ -18,8 +18,7 @@ def recorded() -> dict[str, torch.Tensor]:
 def folder() -> Path:
     """In the published layout; the autoencoder is a small one that ComfyUI knows."""
     root = Path(tempfile.mkdtemp()) / "dual"
-    write_folder(root)
-    write_picture_vae(root / "vae" / "diffusion_pytorch_model.safetensors")
+    write_whole_folder(root)
     return root
 
 
