@@ -12,6 +12,7 @@ from dual_diffusion_fixtures import folder, loaded, recorded
 from safetensors.torch import load_file, save_file
 
 from jodi_core.dual_diffusion.pipeline import DualDiffusionPipeline
+from jodi_core.dual_diffusion.weights import load_t5, load_transformer, load_words
 from jodi_pack.jodi_core.dual_diffusion.text_sampling import TextOptions
 from jodi_pack.jodi_core.files import WeightsError
 from jodi_pack.nodes import captions, dual_diffusion_text, fill_text, text_options
@@ -250,14 +251,11 @@ def test_a_batch_gives_a_list_and_each_its_own_seed():
 
 def test_the_same_as_outside_of_the_host(monkeypatch):
     """The pipeline's samplers and words, with the host's T5, transformer and memory."""
-    model, clip, vae = loaded()
-    latents = Writer(model, clip, vae).latents(BATCH[:1])
+    latents = Writer(*loaded()).latents(BATCH[:1])
     monkeypatch.setattr(DualDiffusionPipeline, "look", lambda *_: latents)
-
-    class NoAutoencoder:
-        channels, factor = 16, 8
-    monkeypatch.setattr("jodi_core.dual_diffusion.pipeline.load_kl", lambda *_, **__: NoAutoencoder())
-    pipe = DualDiffusionPipeline.from_pretrained(folder(), device="cpu", dtype=torch.float32)
+    network = load_transformer(folder(), dtype=torch.float32)
+    pipe = DualDiffusionPipeline(network, load_t5(folder(), network.config, dtype=torch.float32),
+                                 load_words(folder(), network.config), SimpleNamespace(channels=16, factor=8))
     picture = BATCH[:1].movedim(-1, 1)
     settings = {"seed": 3, "steps": 4, "length": 20}
     assert call(captions.JodiCaptionImage, 3, 4, image=BATCH[:1])[0] == pipe.caption(picture, **settings)
