@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import annotate, card, check_data, pack, plot
+from . import annotate, card, check_data, dual_bundle, pack, plot
 from .bundle import make_bundle
 from .config import TrainConfig
 from .config_file import load_config
@@ -85,8 +85,11 @@ def write_export(config: TrainConfig, options: argparse.Namespace) -> None:
 
 
 def write_bundle(config: TrainConfig, options: argparse.Namespace) -> None:
-    folder = options.output or Path(config.output) / "bundle"
-    on_processes(lambda config, processes: make_bundle(config, folder, processes))(config, options)
+    makers = {"jodi": make_bundle, "dual_diffusion": dual_bundle.make_bundle}
+    if config.family not in makers:
+        raise ValueError(f"bundles are made of {' and '.join(makers)}; this is {config.family}: train and export it")
+    folder, make = options.output or Path(config.output) / "bundle", makers[config.family]
+    on_processes(lambda config, processes: make(config, folder, processes))(config, options)
 
 
 def main(arguments: list[str] | None = None) -> int | None:

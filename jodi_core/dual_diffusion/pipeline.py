@@ -12,11 +12,12 @@ from random import SystemRandom
 import torch
 from torch import Tensor
 
+from ..autoencoders import DeepAutoencoder, open_autoencoder
 from ..calls import in_parts, place_of, seeded
 from ..domains import JointRoles
 from ..files import WeightsError, locate
 from ..fitting import CROP
-from ..kl import KLAutoencoder, load_kl
+from ..kl import KLAutoencoder
 from ..pictures import load_picture
 from .network import DualDiffusionTransformer
 from .picture_sampling import noise_levels, sample_picture
@@ -44,8 +45,8 @@ class DualDiffusionResult:
 class DualDiffusionPipeline:
     """All parts on one device. shift: of the noise levels of pictures."""
 
-    def __init__(self, network: DualDiffusionTransformer, t5: T5States, words: Words, autoencoder: KLAutoencoder,
-                 shift: float = 3.0):
+    def __init__(self, network: DualDiffusionTransformer, t5: T5States, words: Words,
+                 autoencoder: KLAutoencoder | DeepAutoencoder, shift: float = 3.0):
         if autoencoder.channels != network.config.in_channels:
             raise WeightsError(f"the transformer works on {network.config.in_channels} latent channels, the "
                                f"autoencoder makes {autoencoder.channels}: they do not belong together")
@@ -60,7 +61,8 @@ class DualDiffusionPipeline:
         """A pipeline from files.
 
         ref: the folder of a published model, or a transformer file, to which text_encoder and autoencoder (folders or
-        files) must be named. tokenizer: its folder; default that of the model's folder, else the vocabulary of T5 v1.1.
+        files, or "tiny" for that of the tiny Jodi) must be named. tokenizer: its folder; default that of the model's
+        folder, else the vocabulary of T5 v1.1.
         mask_embedding: see `read_t5`. device: default the GPU if there is one. dtype: default bfloat16 on a GPU,
         float32 elsewhere; beside float16 the T5 is bfloat16, as it would overflow. WeightsError for files that do not
         fit.
@@ -77,7 +79,7 @@ class DualDiffusionPipeline:
         words = load_words(root, network.config, tokenizer)
         t5_dtype = torch.bfloat16 if place["dtype"] == torch.float16 else place["dtype"]
         t5 = load_t5(parts["text_encoder"], network.config, mask_embedding, device=place["device"], dtype=t5_dtype)
-        return cls(network, t5, words, load_kl(locate(parts["autoencoder"]), **place), read_shift(root))
+        return cls(network, t5, words, open_autoencoder(parts["autoencoder"], **place), read_shift(root))
 
     @torch.no_grad()
     def __call__(self, prompt: str | Sequence[str] = "", *, conditions: dict | None = None,
