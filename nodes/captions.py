@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..jodi_core.dual_diffusion.words import ANSWER_STYLES, question_prompt
+from ..jodi_core.dual_diffusion.words import ANSWER_LENGTH, ANSWER_STYLES, question_prompt
 from ..jodi_core.fitting import FIT_MODES
 from .text_options import CATEGORY, CROP, MODEL_INPUTS, RESOLUTION, SEED, TEXT_OPTIONS, writer
 
@@ -24,9 +24,9 @@ class JodiCaptionImage(io.ComfyNode):
                 io.Int.Input("steps", default=128, min=1, max=1024,
                              tooltip="Published: 128 for long captions of the base model. A step that fills nothing "
                                      "costs nothing."),
-                io.Int.Input("length", default=256, min=1, max=1024,
-                             tooltip="Places of the text in tokens, a word being one or two; leave it as the model was "
-                                     "trained: 256 for base, 128 for sft. The text may end before."),
+                io.Int.Input("length", default=0, min=0, max=1024,
+                             tooltip="Places of the text in tokens, a word being one or two; it may end before. 0: as "
+                                     "the model was trained, 256 for base. Set 128 for sft."),
                 io.String.Input("prompt", default="", multiline=True, optional=True,
                                 tooltip="How the text begins; not part of the output. Empty for the base model. The "
                                         "sft model wants 'Q: Provide a brief description of the given image. A: '."),
@@ -40,7 +40,7 @@ class JodiCaptionImage(io.ComfyNode):
     def execute(cls, model, clip, vae, image, seed, steps, length, prompt="", crop=FIT_MODES[0], resolution=0,
                 options=None) -> io.NodeOutput:
         writing = writer(cls, model, clip, vae, crop, resolution)
-        start = writing.words.blanks(prompt, length)
+        start = writing.words.blanks(prompt, length or writing.words.longest)
         given = start.index(writing.words.mask_id)
         written = writing.write(image, start, seed, steps, **options or {})
         return io.NodeOutput([writing.words.answer(ids, given) for ids in written])
@@ -66,8 +66,9 @@ class JodiAskImage(io.ComfyNode):
                 SEED,
                 io.Int.Input("steps", default=32, min=1, max=1024,
                              tooltip="Published: 32; up to 256 for long answers."),
-                io.Int.Input("length", default=128, min=1, max=1024,
-                             tooltip="Places for question and answer together, in tokens; trained on 128."),
+                io.Int.Input("length", default=0, min=0, max=1024,
+                             tooltip="Places for question and answer together, in tokens. 0: as the model was trained, "
+                                     "128 for sft."),
                 io.Boolean.Input("keep_end", default=False, optional=True, advanced=True,
                                  tooltip="Leave </s> between question and answer, as the published program does and "
                                          "the training does not."),
@@ -84,7 +85,7 @@ class JodiAskImage(io.ComfyNode):
                 crop=FIT_MODES[0], resolution=0, options=None) -> io.NodeOutput:
         writing = writer(cls, model, clip, vae, crop, resolution)
         words, prompt = writing.words, question if style == RAW else question_prompt(question, style)
-        start = words.blanks(prompt, length, keep_end)
+        start = words.blanks(prompt, length or min(ANSWER_LENGTH, words.longest), keep_end)
         given = start.index(words.mask_id)
         written = writing.write(image, start, seed, steps, **options or {})
         return io.NodeOutput([words.answer(ids, given) for ids in written], [words.text(ids) for ids in written])

@@ -25,9 +25,9 @@ class JodiDualDiffusionTextEncode(io.ComfyNode):
                 io.String.Input("text", multiline=True, dynamic_prompts=True,
                                 tooltip="The prompt; as negative one mostly a list of faults, or nothing. Weights in "
                                         "parentheses and embeddings have no meaning for this model."),
-                io.Int.Input("length", default=256, min=1, max=1024, optional=True, advanced=True,
-                             tooltip="Places of positive and negative prompt alike. What does not fit is cut off. The "
-                                     "model was trained on 256."),
+                io.Int.Input("length", default=0, min=0, max=1024, optional=True, advanced=True,
+                             tooltip="Places of positive and negative prompt alike. What does not fit is cut off. "
+                                     "0: as the model was trained, 256 for the published ones."),
                 io.Combo.Input("padding", options=list(PADDING), optional=True, advanced=True,
                                tooltip="What the places behind the prompt are filled with; it is attended to. 'as "
                                        "trained': as the tokenizer of the model's folder says, and </s> without one."),
@@ -37,10 +37,11 @@ class JodiDualDiffusionTextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, text, length=256, padding="as trained") -> io.NodeOutput:
+    def execute(cls, clip, text, length=0, padding="as trained") -> io.NodeOutput:
         if clip is None or not isinstance(clip.tokenizer, DualDiffusionTokenizer):
             raise ValueError("this CLIP is no T5 with the tokenizer of Dual Diffusion: connect that of Load Dual "
                              "Diffusion")
+        length = length or clip.tokenizer.words.longest
         tokens = len(clip.tokenizer.words.ids(text))
         if tokens > length:
             told = f"the prompt has {tokens} tokens, of which only {length} are read: shorten it"

@@ -5,9 +5,9 @@ from comfy_api.latest import io
 from ..jodi_core.fitting import FIT_MODES
 from .text_options import CATEGORY, CROP, MODEL_INPUTS, RESOLUTION, SEED, TEXT_OPTIONS, writer
 
-LENGTH = io.Int.Input("length", default=256, min=1, max=1024,
-                      tooltip="Places in tokens; behind the text they hold its end. 256 for the base model, 128 for "
-                              "sft.")
+LENGTH = io.Int.Input("length", default=0, min=0, max=1024,
+                      tooltip="Places in tokens; behind the text they hold its end. 0: as the model was trained, 256 "
+                              "for base. Set 128 for sft.")
 
 
 class JodiFillText(io.ComfyNode):
@@ -38,7 +38,8 @@ class JodiFillText(io.ComfyNode):
     def execute(cls, model, clip, vae, image, text, seed, steps, length, crop=FIT_MODES[0], resolution=0,
                 options=None) -> io.NodeOutput:
         writing = writer(cls, model, clip, vae, crop, resolution)
-        written = writing.write(image, writing.words.template(text, length), seed, steps, **options or {})
+        start = writing.words.template(text, length or writing.words.longest)
+        written = writing.write(image, start, seed, steps, **options or {})
         return io.NodeOutput([writing.words.text(ids) for ids in written])
 
 
@@ -62,4 +63,5 @@ class JodiScoreText(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, vae, image, text, length, crop=FIT_MODES[0], resolution=0) -> io.NodeOutput:
-        return io.NodeOutput(writer(cls, model, clip, vae, crop, resolution).scores(image, text, length))
+        writing = writer(cls, model, clip, vae, crop, resolution)
+        return io.NodeOutput(writing.scores(image, text, length or writing.words.longest))

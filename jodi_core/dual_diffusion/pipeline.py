@@ -26,10 +26,9 @@ from .roles import IMAGE, TEXT, TEXT_FROM_PICTURE, roles_of
 from .t5 import T5States
 from .text_sampling import Network
 from .weights import component, load_t5, load_transformer, load_words, read_shift
-from .words import Words, question_prompt
+from .words import ANSWER_LENGTH, Words, question_prompt
 from .writing import score_texts, write_texts
 
-ANSWER_LENGTH = 128    # tokens, question included
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 
 END = 1    # `</s>` of T5
-TRAINED_LENGTH = 256    # tokens; of questions with their answers, 128
+TRAINED_LENGTH = 256    # tokens
+ANSWER_LENGTH = 128     # of a question with its answer
 VOCABULARY = Path(__file__).parent.parent / "assets" / "t5_tokenizer.json.gz"    # of T5 v1.1, Apache-2.0, by Google
 
 # What follows a question, for the kind of answer that the tuned model is to give (spec 6.2).
