@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -279,9 +280,10 @@ def test_a_start_that_passes_the_noise_through():
 
 # ---- configuration ----------------------------------------------------------------------------------------------
 
-def test_the_committed_configuration_loads():
-    config = load_config("training/configs/tiny_jointnet.toml")
-    assert config.model.channels == (64, 64) and config.start.pass_through
+@pytest.mark.parametrize("name", ["jointnet", "tiny_jointnet", "tiny_jointnet_tune"])
+def test_the_committed_configurations_load(name):
+    path = Path(__file__).resolve().parents[2] / "training" / "configs" / f"{name}.toml"
+    assert load_config(path).family == "jointnet"
 
 
 @pytest.mark.parametrize("values, message", [
