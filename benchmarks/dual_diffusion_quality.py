@@ -18,8 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.prompts import Surroundings, chance, named_words, obedience, seen_words  # noqa: E402
 from benchmarks.tiny_quality import BASELINE_SEEDS, FIRST_SEED, sampled, truth_of  # noqa: E402
-from jodi_core import JodiPipeline  # noqa: E402
-from jodi_core.dual_diffusion.pipeline import DualDiffusionPipeline  # noqa: E402
+from jodi_core import DualDiffusionPipeline, JodiPipeline  # noqa: E402
 from jodi_core.metrics import to_bytes, unit  # noqa: E402
 from jodi_core.pictures import contact_sheet  # noqa: E402
 from jodi_core.weights import TINY  # noqa: E402

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from jodi_core.files import WeightsError, locate, read_folder, read_tensors
 from jodi_core.jointnet.config import BRANCHES, JointNetConfig
-from jodi_core.jointnet.loading import read_jointnet
+from jodi_core.jointnet.loading import read_jointnet, refuse_velocity
 from jodi_core.jointnet.network import JointNet
-from jodi_core.jointnet.pipeline import refuse_velocity
 from jodi_core.weights import check_keys, write_model
 
 from .config import TrainConfig

@@ -137,3 +137,11 @@ def source_files(path: Path) -> list[Path]:
         return [path] if kind_of(read_header(path).shapes) == "jointnet" else []
     folder = jointnet_folder(path)
     return [file for branch in BRANCHES for file in model_files(folder / branch)] if folder else []
+
+
+def refuse_velocity(base: Path) -> None:
+    """WeightsError if a folder of Stable Diffusion says that its model predicts velocity."""
+    told = base / "scheduler" / "scheduler_config.json"
+    if told.is_file() and json.loads(told.read_text(encoding="utf-8")).get("prediction_type", "epsilon") != "epsilon":
+        raise WeightsError(f"{base} predicts velocity (the 768-pixel version): JointNet is made of the base version "
+                           "(512 pixels) of Stable Diffusion 2.1, which predicts noise")

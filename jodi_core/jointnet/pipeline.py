@@ -4,7 +4,6 @@
 prepares the published applications for it. Stages can be called one by one.
 """
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from ..kl import KLAutoencoder, load_kl
 from ..pictures import load_picture
 from ..sampling import Callback
 from .config import JointNetConfig
-from .loading import load_jointnet
+from .loading import load_jointnet, refuse_velocity
 from .network import JointNet
 from .pictures import finish
 from .sampling import Known, Sampling, latent_mask, sample
@@ -201,11 +200,3 @@ class JointNetPipeline:
             picture_B3HW = in_parts(self.autoencoder.decode, latent_BCHW, factor).float()
             decoded[roles.active_names[slot]] = picture_B3HW[..., cut:picture_B3HW.shape[-1] - cut]
         return decoded
-
-
-def refuse_velocity(base: Path) -> None:
-    """WeightsError if a folder of Stable Diffusion says that its model predicts velocity."""
-    told = base / "scheduler" / "scheduler_config.json"
-    if told.is_file() and json.loads(told.read_text(encoding="utf-8")).get("prediction_type", "epsilon") != "epsilon":
-        raise WeightsError(f"{base} predicts velocity (the 768-pixel version): JointNet is made of the base version "
-                           "(512 pixels) of Stable Diffusion 2.1, which predicts noise")

@@ -20,7 +20,8 @@ from jodi_core.tiles import Tiling
 
 pytest.importorskip("diffusers")
 from jodi_core.conformance_jointnet import Case  # noqa: E402
-from jodi_core.jointnet.pipeline import JointNetPipeline, refuse_velocity  # noqa: E402
+from jodi_core.jointnet.loading import refuse_velocity  # noqa: E402
+from jodi_core.jointnet.pipeline import JointNetPipeline  # noqa: E402
 from jodi_core.jointnet.programs import convert, expand, panorama, panorama_tiling, upsample  # noqa: E402
 from jodi_core.jointnet.text import load_clip_text  # noqa: E402
 
