@@ -33,7 +33,8 @@ JODI_CORE = {
     "dual_diffusion/weights.py": ("files", "weights", "dual_diffusion.*"), "dual_diffusion/pipeline.py": ("*",),
     "dual_diffusion/start.py": ("files", "weights"),
     "weights.py": ("files", "text", "models.*"),
-    "convert.py": ("files", "weights", "jointnet.*", "dual_diffusion.*"), "published.py": ("files", "weights", "convert"),
+    "convert.py": ("files", "weights", "jointnet.*", "dual_diffusion.*"),
+    "published.py": ("files", "weights", "convert"),
     "verify*.py": ("*",),
     "pipeline.py": ("*",), "cli.py": ("*",), "conformance*.py": ("*",), "__main__.py": ("cli",), "__init__.py": ("*",),
 }
