@@ -25,8 +25,7 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
-    for name in ("base", "sft"):    # small random models in place of the published ones, which workflows choose
-        write_whole_folder(base / "models" / "diffusers" / f"dual_diff_sd3_512_{name}")
+    write_whole_folder(base / "models" / "diffusers" / "dual_diff_sd3_512_sft")    # small and random, in place of it
     with Comfy(comfyui, Path(sys.executable), base, ROOT, "--cpu") as running:
         yield running
 

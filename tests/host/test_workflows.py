@@ -15,8 +15,7 @@ from jodi_core.domains import JODI_DOMAINS
 from scripts.workflow import to_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json")    # see test_dual_diffusion_workflows
-                   if "JodiDualDiffusionLoader" not in path.read_text(encoding="utf-8"))
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 
 EVERYTHING = dict.fromkeys(JODI_DOMAINS, "generate")
 

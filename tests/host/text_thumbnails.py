@@ -1,5 +1,5 @@
-"""Thumbnails of the workflows in which a text is made of a picture or a picture of a text: drawn, as the models that
-these workflows are for are too large to run here. Scene and caption are the toy world's.
+"""Thumbnails of the workflows in which a text is made of a picture or a picture of a text: drawn, with scenes
+and captions of the toy world, to say what the workflow is for.
 
     python tests/host/text_thumbnails.py        writes workflows/NAME.jpg
 """
