@@ -1,6 +1,6 @@
 """Quality of the tiny JointNet on toy scenes that it has never seen: a Markdown report, and a sheet of pictures.
 
-    python benchmarks/jointnet_tiny.py --output docs/jointnet_tiny.md --sheet sheet.png
+    python benchmarks/jointnet_tiny.py --output docs/jointnet_tiny.md --sheet docs/images/jointnet_tiny.png
 """
 
 import argparse
@@ -29,7 +29,7 @@ from training.jointnet_pictures import JointNetPictures  # noqa: E402
 from training.world import sample_scene  # noqa: E402
 
 GUIDED = 3.0
-SHEET_SCENES = 6
+SHEET_SCENES = 8
 FORMATS = {"abs_rel": ("depth AbsRel (lower is better)", ".3f"), "delta1": ("depth delta1", ".3f"),
            "correlation": ("depth correlation", ".3f"), "psnr": ("picture PSNR, dB", ".1f")}
 DEFINITIONS = """\
@@ -105,12 +105,13 @@ class Evaluation:
                                                 for file in files]), ""])
 
     def sheet(self, path: Path) -> None:
-        """Rows: for each scene the truth, then the picture made from its depth and the depth found in it; then as many
-        joint samples."""
-        shown, made = range(min(SHEET_SCENES, self.count)), self.painted[GUIDED] | self.found
-        rows = {name: [source[name][row] for row in shown for source in (self.truth, made)]
-                + [self.joint[name][row] for row in shown] for name in self.truth}
-        contact_sheet({name: unit(torch.stack(pictures)) for name, pictures in rows.items()}).save(path)
+        """A column per scene: the true picture and depth, the depth found in the picture, the picture made from the
+        depth, and both made from the caption."""
+        image, depth = self.truth
+        rows = (self.truth[image], self.truth[depth], self.found[depth], self.painted[GUIDED][image],
+                self.joint[image], self.joint[depth])
+        contact_sheet({str(scene + 1): unit(torch.stack([row[scene] for row in rows]))
+                       for scene in range(min(SHEET_SCENES, self.count))}).save(path)
 
 
 def main(arguments: list[str] | None = None) -> None:
