@@ -92,6 +92,7 @@ def choose_trained(model: DualTrainee, config: TrainConfig) -> None:
     """The network always; the text encoder's row of the mask token, or all of it, in the modes named after them."""
     t5 = model.frozen[0].model
     if config.mode == "text_encoder":
+        t5.set_input_embeddings(t5.shared)    # one parameter and not two of the same memory
         model.t5 = t5.float().requires_grad_(True)
     elif config.mode == "mask_embedding":
         model.mask_row_E = nn.Parameter(t5.shared.weight[model.config.mask_id].float().cpu())
@@ -111,7 +112,7 @@ def write(model: DualTrainee, config: TrainConfig, target: Path, step: int, merg
                           {"format": "pt"}, overwrite=True)
     if model.t5 is not None:
         tensors = model.t5.state_dict()
-        tensors.pop("encoder.embed_tokens.weight")    # is shared.weight
+        del tensors["encoder.embed_tokens.weight"]    # is shared.weight
         write_safetensors(target.with_name("text_encoder.safetensors"), half(tensors), {"format": "pt"}, overwrite=True)
 
 

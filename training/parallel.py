@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from jodi_core.dual_diffusion.layers import JointBlock
 from jodi_core.models.layers import JodiBlock
 
 from .config import SpeedConfig
@@ -97,12 +98,16 @@ class Processes:
 
 
 def shard(loss: JointLoss, speed: SpeedConfig) -> JointLoss:
-    """FSDP2: each block a unit; Jodi's text keys of all blocks readable before the first block runs."""
+    """FSDP2: each block a unit, and so what is called before it: of Jodi the text keys, of Dual Diffusion what is made of
+    the time."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) \
         if speed.precision == "bf16" else MixedPrecisionPolicy()
     for block in loss.model.blocks:
         if isinstance(block, JodiBlock):
             fully_shard(block.cross_attn, mp_policy=policy)
             register_fsdp_forward_method(block.cross_attn, "keys_values")
+        elif isinstance(block, JointBlock):
+            fully_shard(block.norm1, mp_policy=policy)
+            fully_shard(block.norm1_context, mp_policy=policy)
         fully_shard(block, mp_policy=policy)
     return fully_shard(loss, mp_policy=policy)
