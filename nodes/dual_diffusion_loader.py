@@ -64,10 +64,10 @@ class JodiDualDiffusionLoader(io.ComfyNode):
             search_aliases=["d-dit", "dual diffusion", "dual_diff_sd3", "caption", "vqa", "image to text", "sd3", "t5"],
             inputs=[
                 io.Combo.Input("model_name", options=offered("model_name"),
-                               tooltip="The folder of a published model in models/diffusers, or its transformer alone in "
-                                       "models/diffusion_models. The tiny one is built in: a toy world at 128 pixels. "
-                                       "'base' makes pictures and captions, and ignores questions; 'sft' makes pictures "
-                                       "and answers questions. The file does not tell which of them it is."),
+                               tooltip="The folder of a published model in models/diffusers, or its transformer alone "
+                                       "in models/diffusion_models. The tiny one is built in: a toy world at 128 "
+                                       "pixels. 'base' makes pictures and captions, and ignores questions; 'sft' makes "
+                                       "pictures and answers questions. The file does not tell which of them it is."),
                 io.Combo.Input("text_encoder_name", options=offered("text_encoder_name"),
                                tooltip="The T5 v1.1 XXL encoder: that of the model's folder, or a file of "
                                        "models/text_encoders. Captions and answers need the learned row of the mask "
