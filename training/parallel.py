@@ -98,8 +98,8 @@ class Processes:
 
 
 def shard(loss: JointLoss, speed: SpeedConfig) -> JointLoss:
-    """FSDP2: each block a unit, and so what is called before it: of Jodi the text keys, of Dual Diffusion what is made of
-    the time."""
+    """FSDP2: each block a unit, and so what of it is called before it: of Jodi the text keys, of Dual Diffusion what is
+    made of the time."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) \
         if speed.precision == "bf16" else MixedPrecisionPolicy()
     for block in loss.model.blocks:

@@ -79,7 +79,8 @@ def test_the_loss_of_the_trainer_is_that_of_the_original(golden):
     network = DualDiffusionTransformer(config.network)
     network.load_state_dict(part_of(golden, "transformer."))
     recorded, pictures = part_of(golden, "train.text."), part_of(golden, "train.image.")
-    model = DualTrainee(config, network, T5States.from_state_dict(part_of(golden, "text_encoder."), dtype=torch.float32))
+    t5 = T5States.from_state_dict(part_of(golden, "text_encoder."), dtype=torch.float32)
+    model = DualTrainee(config, network, t5)
     weight = RECORDED["cases"]["train"]["text_weight"]
     loss = DualLoss(model, LossConfig(text_weight=weight), torch.ones(2),
                     [RECORDED["pad_token_id_used"]] * pictures["caption_ids"].shape[1])
