@@ -10,10 +10,14 @@ from .encoders import SANA
 
 BASES = {"jodi": "VIPL-GENUN/Jodi", "sana": "/".join(SANA.removeprefix("hf://").split("/")[:2])}
 WHAT = {"full": "All weights were trained.", "lora": "A LoRA.", "dora": "A DoRA.",
-        "domains": "Only the layers of new domains were trained."}
+        "domains": "Only the layers of new domains were trained.",
+        "map_branch": "The U-Net of the map and the exchange were trained.",
+        "mask_embedding": "All weights and the row of the mask token were trained.",
+        "text_encoder": "All weights and the text encoder were trained."}
 USE = {"lora": "Save `{name}` in ComfyUI's `models/loras` and load it with **Load LoRA (Model)** after **Jodi "
                "Loader**.",
-       "model": "Save `{name}` in ComfyUI's `models/diffusion_models` and choose it in **Jodi Loader**."}
+       "model": "Save `{name}` in ComfyUI's `models/diffusion_models` and choose it in **{loader}**."}
+LOADERS = {"jodi": "Jodi Loader", "jointnet": "JointNet Loader", "dual_diffusion": "Load Dual Diffusion"}
 
 
 def card(config: TrainConfig, name: str, step: int, merged: bool) -> str:
@@ -21,7 +25,7 @@ def card(config: TrainConfig, name: str, step: int, merged: bool) -> str:
     adapter = config.mode in ("lora", "dora") and not merged
     base = BASES.get(config.start.kind) if config.start.weights == "published" else None
     matter = ["---", *([f"base_model: {base}"] if base else []), "pipeline_tag: text-to-image",
-              "tags: [" + ", ".join(["jodi", "comfyui", *(["lora"] if adapter else [])]) + "]", "---"]
+              "tags: [" + ", ".join([config.family, "comfyui", *(["lora"] if adapter else [])]) + "]", "---"]
     start = {"nothing": "nothing", "sana": f"Sana (`{SANA}`)"}.get(config.start.kind, "Jodi" if base else
                                                                     f"`{Path(config.start.weights).name}`")
     lines = [*matter, f"# {Path(name).stem}", "",
@@ -30,7 +34,7 @@ def card(config: TrainConfig, name: str, step: int, merged: bool) -> str:
     if config.start.extend:
         lines += ["New domains: " + ", ".join(f"{new} (started as {old})" for new, old in config.start.extend.items()),
                   ""]
-    lines += [USE["lora" if adapter else "model"].format(name=name), ""]
+    lines += [USE["lora" if adapter else "model"].format(name=name, loader=LOADERS[config.family]), ""]
     lines += evaluation(config, step)
     lines += ["## Configuration", "", "```json", json.dumps(shareable(config), indent=1), "```", ""]
     return "\n".join(lines)

@@ -150,7 +150,7 @@ def look_at_sample(config: TrainConfig, model_config: JodiConfig, one: OpenSet, 
                 seen.tell(finding, seen.files[domain], domain)
     check_presence(config, seen, model_config.domains)
     check_sizes(seen, sample.size, model_config)
-    check_captions(seen, sample.captions, model_config.model_max_length - 1)    # without the start token
+    check_captions(seen, sample.captions, FAMILY[config.family].caption_tokens(model_config))
     return seen
 
 

@@ -120,5 +120,10 @@ def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
 
+def caption_tokens(config: DualTrainingConfig) -> int:
+    """Without the end token."""
+    return config.length - 1
+
+
 def open_encoders(config: TrainConfig, device: torch.device) -> DualEncoders:
     return DualEncoders(config.start, starting_config(config), device)

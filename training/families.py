@@ -35,6 +35,7 @@ class Family:
     open_pictures: Callable[..., Source] = pictures.open_pictures
     make_order: Callable = order.by_size
     pipeline: Callable = model.pipeline            # of a model and encoders, to make pictures with
+    caption_tokens: Callable[..., int] = model.caption_tokens    # that a model of a configuration reads
 
 
 FAMILY = {
@@ -43,9 +44,10 @@ FAMILY = {
     "jointnet": Family(jointnet_model.starting_config, jointnet_model.make_model, jointnet_model.choose_trained,
                        jointnet_model.blocks, jointnet_losses.make_loss, jointnet_losses.draw_task_roles,
                        jointnet_losses.draw_question, jointnet_model.write, jointnet_encoders.open_encoders,
-                       pipeline=jointnet_pictures.JointNetPictures),
+                       pipeline=jointnet_pictures.JointNetPictures, caption_tokens=jointnet_model.caption_tokens),
     "dual_diffusion": Family(dual_model.starting_config, dual_model.make_model, dual_model.choose_trained,
                              dual_model.blocks, dual_losses.make_loss, dual_losses.draw_task_roles,
                              dual_losses.draw_question, dual_model.write, dual_model.open_encoders,
-                             dual_toy.cache_toys, dual_toy.ToyTexts, dual_source.DualSource, order.by_task),
+                             dual_toy.cache_toys, dual_toy.ToyTexts, dual_source.DualSource, order.by_task,
+                             caption_tokens=dual_model.caption_tokens),
 }

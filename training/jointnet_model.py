@@ -26,6 +26,11 @@ def starting_config(config: TrainConfig) -> JointNetConfig:
     return config.model if config.start.kind == "nothing" else read_start(config)[0]
 
 
+def caption_tokens(config: JointNetConfig) -> int:
+    """Of CLIP's window, without start and end."""
+    return 75
+
+
 def make_model(config: TrainConfig, encoders: Encoders) -> JointNet:
     """On the CPU, in float32. What the start does not have of the exchange and the mask input is zero.
 

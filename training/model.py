@@ -37,6 +37,11 @@ def starting_config(config: TrainConfig) -> JodiConfig:
     return replace(model, domains=(*model.domains, *start.extend))
 
 
+def caption_tokens(config: JodiConfig) -> int:
+    """Without the start token."""
+    return config.model_max_length - 1
+
+
 def make_model(config: TrainConfig, encoders: Encoders) -> JodiTransformer:
     """On the CPU, in float32. The empty prompt of the text encoder is the stored caption of a new joint model."""
     start = config.start

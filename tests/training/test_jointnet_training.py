@@ -15,9 +15,11 @@ from jodi_core.jointnet.config import JointNetConfig
 from jodi_core.jointnet.loading import load_jointnet
 from jodi_core.jointnet.schedule import noise_levels
 from training import run
+from training.card import card
 from training.config import LossConfig, StartConfig, TrainConfig
 from training.config_file import build, load_config
 from training.data import MicroBatches
+from training.families import FAMILY
 from training.jointnet_losses import draw_question, make_loss
 from training.jointnet_model import make_model
 from training.order import BatchOrder
@@ -28,6 +30,7 @@ from toy_run import FakeText, ToySource, lines, stored, toy_config
 diffusers = pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.usefixtures("one_thread"),
               pytest.mark.filterwarnings("ignore:torch.distributed is disabled")]
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 TINY = {"kind": "nothing", "autoencoder": "tiny", "text_encoder": "tiny"}
 TASKS = ("joint", "perceive", "control", "inpaint")
 MODEL = JointNetConfig(channels=(8, 8), attention=(False, True), heads=(2, 2), layers=1, text_width=8, norm_groups=4,
@@ -282,8 +285,7 @@ def test_a_start_that_passes_the_noise_through():
 
 @pytest.mark.parametrize("name", ["jointnet", "tiny_jointnet", "tiny_jointnet_tune"])
 def test_the_committed_configurations_load(name):
-    path = Path(__file__).resolve().parents[2] / "training" / "configs" / f"{name}.toml"
-    assert load_config(path).family == "jointnet"
+    assert load_config(CONFIGS / f"{name}.toml").family == "jointnet"
 
 
 @pytest.mark.parametrize("values, message", [
@@ -304,6 +306,13 @@ def test_the_committed_configurations_load(name):
 def test_contradictions_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         build(TrainConfig, {"family": "jointnet", "start": TINY} | values)
+
+
+def test_what_the_other_commands_ask_of_a_family():
+    config = load_config(CONFIGS / "tiny_jointnet_tune.toml")
+    assert FAMILY["jointnet"].caption_tokens(MODEL) == 75
+    told = card(config, "ink.safetensors", 5, False)
+    assert "**JointNet Loader**" in told and "U-Net of the map" in told and "from `jointnet.safetensors`" in told
 
 
 def test_parts_that_do_not_fit():
