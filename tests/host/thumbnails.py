@@ -11,10 +11,11 @@ import math
 import struct
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
@@ -25,6 +26,7 @@ from scripts.workflow import to_prompt  # noqa: E402
 WIDTH, HEIGHT, GAP = 640, 360, 8
 GROUND = (24, 24, 24)
 MOST = 8    # pictures on a thumbnail
+SIDE, PAPER, GIVEN, WRITTEN = 320, (236, 232, 222), (40, 40, 44), (176, 58, 46)    # of a text
 
 
 def cell_size(count: int, rows: int) -> tuple[int, int]:
@@ -92,8 +94,29 @@ def seen_from_the_side(glb: bytes, size: int = 340, degrees: float = 28.0) -> Im
     return Image.fromarray(canvas)
 
 
+def card(given: str, written: str) -> Image.Image:
+    """A text on paper: what was given, and in red what the model wrote."""
+    sheet = Image.new("RGB", (SIDE, SIDE), PAPER)
+    draw, font, y = ImageDraw.Draw(sheet), ImageFont.load_default(24), 28
+    for text, colour in ((given, GIVEN), (written, WRITTEN)):
+        for line in textwrap.wrap(text, 23):
+            draw.text((22, y), line, colour, font)
+            y += 34
+    return sheet
+
+
+def texts_of(outputs: dict, prompt: dict) -> list[Image.Image]:
+    """A card for each text that a run shows, below the question or the blanks that it answers. Scores have none."""
+    cards = []
+    for node in sorted((node for node, found in outputs.items() if found.get("text")), key=int):
+        asked = prompt[prompt[node]["inputs"]["source"][0]]["inputs"]
+        given = asked.get("question", asked.get("text", ""))
+        cards += [card(given, text) for text in outputs[node]["text"] if not text.replace(".", "").isdigit()]
+    return cards
+
+
 def pictures_of(server: Comfy, prompt: dict) -> list[Image.Image]:
-    """What a run saved, in the order of the nodes; of many, the sheet alone; then the 3D view, if there is one."""
+    """What a run saved, in the order of the nodes, of many the sheet alone; its 3D view and texts, if it has any."""
     outputs = server.run(prompt)
     shown = {node: found for node, found in outputs.items()
              if found.get("images") and found["images"][0]["filename"].endswith(".png")}
@@ -104,7 +127,7 @@ def pictures_of(server: Comfy, prompt: dict) -> list[Image.Image]:
     found = [Image.open(io.BytesIO(png)).convert("RGB") for files in chosen for png in files][:MOST]
     surfaces = [server.base / "output" / part["subfolder"] / part["filename"]
                 for output in outputs.values() for part in output.get("3d", [])]
-    return found + [seen_from_the_side(path.read_bytes()) for path in surfaces[:1]]
+    return found + [seen_from_the_side(path.read_bytes()) for path in surfaces[:1]] + texts_of(outputs, prompt)
 
 
 def main() -> None:
@@ -112,8 +135,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".comfyui" / "ComfyUI", help="the folder with main.py")
     parser.add_argument("names", nargs="*", help="workflows; all by default")
     options = parser.parse_args()
-    paths = sorted(path for path in (ROOT / "workflows").glob("*.json")    # the others: text_thumbnails.py
-                   if "JodiDualDiffusionLoader" not in path.read_text(encoding="utf-8"))
+    paths = sorted((ROOT / "workflows").glob("*.json"))
     with tempfile.TemporaryDirectory() as folder, \
             Comfy(options.comfyui, Path(sys.executable), Path(folder), ROOT, "--cpu") as server:
         for path in (path for path in paths if not options.names or path.stem in options.names):
