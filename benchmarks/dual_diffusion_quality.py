@@ -65,9 +65,12 @@ def asked_answers(pipe: DualDiffusionPipeline, pictures: Tensor, scenes: list) -
 
 
 def filled_words(pipe: DualDiffusionPipeline, pictures: Tensor, captions: list[str]) -> Table:
-    """One word of a caption is left out at a time, the rest given. The baseline is the most frequent word."""
+    """One word of a caption is left out at a time, the rest given. The baseline is the most frequent word. Captions
+    that are longer than the model writes are left out."""
     cases = defaultdict(list)    # what -> (true word, found word)
     for picture, text in zip(pictures, captions):
+        if len(pipe.words.ids(text)) > pipe.words.longest:
+            continue
         for what, pattern in BLANKS.items():
             for found in pattern.finditer(text):
                 blank = " ".join(["{1}"] * len(found[0].split()))
