@@ -21,9 +21,9 @@ ODD_PICTURES = (dict(width=1, height=1, batch_size=1), dict(width=5000, height=2
 
 
 def chains() -> dict[str, dict]:
-    """Name -> a prompt that runs: every node of the pack is in one of them."""
+    """Name -> a prompt that runs: all of the tasks of Jodi, with the nodes around them."""
     picture = {"picture": node("EmptyImage", width=96, height=64, batch_size=1, color=0x80A0FF),
-               "mask": node("SolidMask", value=1.0, width=48, height=64)}
+               "mask": node("SolidMask", value=1.0, width=96, height=64)}
     everything = joint_prompt(dict.fromkeys(("image", *LABELS), "generate"), steps=1)
     control = joint_prompt({"image": "generate", "depth": "picture", "edge": "picture"}, steps=1) | picture
     perceive = joint_prompt({"image": "picture", "depth": "generate", "segmentation": "generate"}, steps=1) | picture
