@@ -40,27 +40,16 @@ class JointCall:
 
 
 class JointModel(comfy.model_base.BaseModel):
-    """A family says what its network reads of text (`caption`) and of given latents (`given`), and how its published
-    sampler goes (`published_sampler`, `published_sigmas`)."""
+    """A family adds four methods:
 
-    def caption(self, roles, spans: tuple, cross_attn, **values) -> torch.Tensor | None:
-        """Text features of one entry of a CONDITIONING for the network."""
-        raise NotImplementedError
-
-    def given(self, roles, clean: torch.Tensor | None, **values) -> torch.Tensor | None:
-        """The network's `clean` (B, C' >= C, D, h, w): its last C channels are the scaled latents in condition slots.
-
-        clean: unscaled joint latent of the role switch.
-        """
-        raise NotImplementedError
-
-    def published_sampler(self):
-        """SAMPLER."""
-        raise NotImplementedError
-
-    def published_sigmas(self, sampling, steps: int, denoise: float) -> torch.Tensor:
-        """(steps + 1,) SIGMAS of the end of a longer grid, as `denoise` says; sampling: the model's, maybe patched."""
-        raise NotImplementedError
+    caption(roles, spans, cross_attn, **values)   text features of one entry of a CONDITIONING for the network, or None
+    given(roles, clean, **values)                 the network's `clean` (B, C' >= C, D, h, w), or None: its last C
+                                                  channels are the scaled latents in condition slots. clean: unscaled
+                                                  joint latent of the role switch
+    published_sampler()                           SAMPLER
+    published_sigmas(sampling, steps, denoise)    (steps + 1,) SIGMAS of the end of a longer grid, as `denoise` says;
+                                                  sampling: the model's, maybe patched
+    """
 
     def extra_conds(self, **kwargs):
         """What the network needs beside x and t, from one entry of a CONDITIONING."""
