@@ -136,12 +136,17 @@ def test_the_package_imports_light_and_help_needs_no_model():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals to a child differ")
 def test_an_interrupt_ends_quietly(tiny_folder, tmp_path):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)    # ignored in the background, by children as well
     process = subprocess.Popen(
         [sys.executable, "-m", "jodi_core", "joint", "--model", str(tiny_folder), "--steps", "100000", "--output",
          str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, usual)
     while not (tmp_path / "out").is_dir() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
+    try:
+        told = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130 and told.strip() == "interrupted"
     assert names(tmp_path / "out") == set()
