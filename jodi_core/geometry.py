@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .pictures import to_pil
 
@@ -152,17 +153,28 @@ def _facing(normals_M3: torch.Tensor, rays_M3: torch.Tensor) -> torch.Tensor:
     return -(normals_M3 * rays_M3).sum(1).clamp_max(-GRAZING)
 
 
+def vertex_normals(surface: Surface) -> torch.Tensor:
+    """(N, 3) unit vectors: the mean over the faces around each vertex, weighted by their areas."""
+    a_M3, b_M3, c_M3 = surface.points_N3[surface.faces_M3].unbind(1)
+    faces_M3 = torch.linalg.cross(b_M3 - a_M3, c_M3 - a_M3)
+    sums_N3 = torch.zeros_like(surface.points_N3)
+    for corner in range(3):
+        sums_N3.index_add_(0, surface.faces_M3[:, corner], faces_M3)
+    return F.normalize(sums_N3, dim=1)
+
+
 def glb(surface: Surface, picture_3HW: torch.Tensor) -> bytes:
     """A binary glTF 2.0 file of the surface with the picture (3, H, W) in [0, 1] as its texture.
 
-    With normals the surface is lit by the viewer's lights, without them it shows the picture's colours as they are.
+    With normals the surface is lit by the viewer's lights; without them it shows the picture's colours as they are, and
+    its vertices have the normals of the faces around them.
     """
     png = io.BytesIO()
     to_pil(picture_3HW).save(png, "PNG")
     points = surface.points_N3.numpy().astype("<f4")
-    arrays = {"POSITION": points, "TEXCOORD_0": surface.uvs_N2.numpy().astype("<f4")}
-    if surface.normals_N3 is not None:
-        arrays["NORMAL"] = surface.normals_N3.numpy().astype("<f4")
+    lit = surface.normals_N3 is not None
+    normals = (surface.normals_N3 if lit else vertex_normals(surface)).numpy().astype("<f4")
+    arrays = {"POSITION": points, "TEXCOORD_0": surface.uvs_N2.numpy().astype("<f4"), "NORMAL": normals}
     accessors = [{"bufferView": number, "componentType": 5126, "count": len(points), "type": f"VEC{array.shape[1]}"}
                  for number, array in enumerate(arrays.values())]
     accessors[0] |= {"min": points.min(0).tolist(), "max": points.max(0).tolist()}
@@ -173,7 +185,6 @@ def glb(surface: Surface, picture_3HW: torch.Tensor) -> bytes:
     for part in parts:
         views.append({"buffer": 0, "byteOffset": len(binary), "byteLength": len(part)})
         binary += part    # all are whole numbers of 4 bytes
-    lit = surface.normals_N3 is not None
     material = {"pbrMetallicRoughness": {"baseColorTexture": {"index": 0}, "metallicFactor": 0.0},
                 "doubleSided": True} | ({} if lit else {"extensions": {"KHR_materials_unlit": {}}})
     document = {
