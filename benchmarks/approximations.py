@@ -18,6 +18,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.graphs import Task, decoding, loader, node, sampling  # noqa: E402
 from benchmarks.prompts import Surroundings, named_words, obedience, seen_words  # noqa: E402
 from benchmarks.report import PERCEPTION, table  # noqa: E402
 from benchmarks.server import Server  # noqa: E402
@@ -31,16 +32,6 @@ from training.captions import caption  # noqa: E402
 from training.world import sample_scene  # noqa: E402
 
 TINY = "tiny (bundled)"
-GUIDANCE = 4.5
-
-
-@dataclass(frozen=True)
-class Task:
-    """given: pictures of these domains; steps as published."""
-
-    given: tuple[str, ...]
-    generated: tuple[str, ...]
-    steps: int
 
 
 TASKS = {"perception": Task(("image",), JODI_DOMAINS[1:], 10), "control": Task(("depth", "albedo"), ("image",), 20),
@@ -87,36 +78,15 @@ QUALITIES = [*(f"perception: {title}" for title, _, _ in PERCEPTION.values()), "
              "joint: normal median as perceived (lower)"]
 
 
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs}
-
-
-def prompt_of(way: Way, task: Task, text: str, seed: int, files: dict[str, str]) -> dict:
-    """The graph up to the sampler. files: domain -> its picture on the server. The loaders of all ways are part of
-    every prompt, or the server would give up the models that one does not use."""
-    prompt = {f"load {kind}": node("JodiLoader", model_name=TINY, text_encoder_name=TINY, vae_name=TINY,
-                                   weight_dtype=kind) for kind in {way.weights for way in WAYS.values()}}
+def prompt_of(way: Way, task: Task, text: str, seed: int, files: dict[str, str], **switch) -> dict:
+    """The graph up to the sampler. The loaders of all ways are part of every prompt, or the server would give up the
+    models that one does not use."""
+    prompt = {f"load {kind}": loader(TINY, weight_dtype=kind) for kind in {way.weights for way in WAYS.values()}}
     model = [f"load {way.weights}", 0]
     for number, (kind, inputs) in enumerate(way.patches):
         prompt[f"patch {number}"] = node(kind, model=model, **inputs)
         model = [f"patch {number}", 0]
-    switch = {name: "generate" if name in task.generated else "ignore" for name in JODI_DOMAINS}
-    for name in task.given:
-        prompt[f"given {name}"] = node("LoadImage", image=files[name])
-        switch |= {name: "condition", f"{name}.{name}_picture": [f"given {name}", 0]}
-    return prompt | {
-        "text": node("CLIPTextEncode", clip=["load default", 1], text=text),
-        "roles": node("JodiRoleSwitch", vae=["load default", 2], positive=["text", 0], size="automatic", batch_size=1,
-                      **switch),
-        "sample": node("JodiJointSampler", model=model, positive=["roles", 0], negative=["roles", 1],
-                       latent_image=["roles", 2], seed=seed, steps=round(task.steps * way.steps),
-                       cfg=1.0 if "image" in task.given else GUIDANCE),
-        "keep": node("SaveLatent", samples=["sample", 0], filename_prefix="approximations/latent")}
-
-
-def decoding(task: Task) -> dict:
-    shown = {name: node("PreviewImage", images=["decode", JODI_DOMAINS.index(name)]) for name in task.generated}
-    return {"decode": node("JodiLabelDecode", samples=["sample", 0], vae=["load default", 2])} | shown
+    return prompt | sampling(model, task, text, seed, files, steps=round(task.steps * way.steps), **switch)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Our two contenders: the product, and the dense computation that it is tested against.
+"""Our contenders: the product, the product compiled, and the dense computation that it is tested against.
 
 A contender has `forward`, `sample` and `whole`, the stages of `cases`, each (job, inputs) -> result of the generated
 domains: latents (B, G, C, h, w), or for `whole` pictures (B, G, 3, H, W) in [-1, 1].
@@ -64,6 +64,15 @@ class Ours:
         text = None if job.roles.image_given else self.pipeline.encode_text([""] * job.batch, guidance=job.guidance)
         return self.pipeline.sample(inputs.noise_BLChw, job.roles, clean_BCDhw, text, steps=job.steps,
                                     guidance=job.guidance)
+
+
+class Compiled(Ours):
+    """The same with each block of the transformer compiled, once per choice of roles and size."""
+
+    def __init__(self, setting: Setting, *, with_autoencoder: bool):
+        super().__init__(setting, with_autoencoder=with_autoencoder)
+        for block in self.network.blocks:
+            block.compile(dynamic=False)
 
 
 class Dense:

@@ -25,9 +25,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import timing  # noqa: E402
 from benchmarks.cases import (DTYPES, SIZES, STAGES, TASKS, Inputs, Job, Setting, jobs,  # noqa: E402
                               relative_difference)
-from benchmarks.contenders import Dense, Ours  # noqa: E402
+from benchmarks.contenders import Compiled, Dense, Ours  # noqa: E402
 
-OURS, ORIGINAL, DENSE, PEAK = "ours", "original", "dense", "matrix product"
+OURS, COMPILED, ORIGINAL, DENSE, PEAK = "ours", "ours, compiled", "original", "dense", "matrix product"
 COLUMNS = ("case", "contender", "seconds", "speed", "GFLOP", "GFLOP/s", "of peak", "peak memory, MB", "difference")
 
 
@@ -35,7 +35,7 @@ def contender(name: str, setting: Setting, options, *, with_autoencoder: bool):
     if name == ORIGINAL:
         from benchmarks.reference import Reference    # needs packages that the others do not
         return Reference(setting, options.reference, with_autoencoder=with_autoencoder)
-    return {OURS: Ours, DENSE: Dense}[name](setting, with_autoencoder=with_autoencoder)
+    return {OURS: Ours, COMPILED: Compiled, DENSE: Dense}[name](setting, with_autoencoder=with_autoencoder)
 
 
 def compare(job: Job, contenders: dict, options) -> tuple[list[list[str]], bool]:
@@ -43,9 +43,10 @@ def compare(job: Job, contenders: dict, options) -> tuple[list[list[str]], bool]
     inputs = Inputs.of(job, contenders[OURS].network.y_embedder.y_embedding)
     runs = {name: partial(getattr(made, job.stage), job, inputs) for name, made in contenders.items()}
     standard = ORIGINAL if ORIGINAL in runs else list(runs)[-1]
-    flops, results = {}, {}
+    flops, results, counted = {}, {}, timing.operations_of_ours(job)
+    torch.compiler.reset()    # or it would give up compiling after a few cases
     for name, run in runs.items():    # this also warms up
-        results[name], flops[name] = timing.operations(run) if name != OURS else (run(), timing.operations_of_ours(job))
+        results[name], flops[name] = timing.operations(run) if name in (ORIGINAL, DENSE) else (run(), counted)
     differences = {name: relative_difference(result, results[standard]) for name, result in results.items()}
     del results
     product, product_flops = timing.matrix_product(job.setting, options.peak_side)
@@ -139,6 +140,7 @@ def parse(arguments: list[str]):
     parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the original")
     parser.add_argument("--dense", action=argparse.BooleanOptionalAction,
                         help="the dense computation as well; default where there is no --reference")
+    parser.add_argument("--compile", action="store_true", help="ours compiled as well")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peak-side", type=int, help="of the matrices of the peak; default 2048, on a GPU 8192")
@@ -146,7 +148,7 @@ def parse(arguments: list[str]):
     parser.add_argument("--output", type=Path, metavar="FILE.md")
     parser.add_argument("--profile", action="store_true", help="operators of our runs instead of the table")
     parser.add_argument("--quick", action="store_true", help="everything at a tiny size, for equality only: seconds")
-    parser.add_argument("--only", choices=(OURS, ORIGINAL, DENSE), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=(OURS, COMPILED, ORIGINAL, DENSE), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.arguments = arguments
     if options.quick:
@@ -164,7 +166,8 @@ def parse(arguments: list[str]):
 
 def measure(options, setting: Setting) -> tuple[list[list[str]], bool]:
     """Rows of all cases in one number type, and whether all agree."""
-    names = [OURS] + [ORIGINAL] * (options.reference is not None) + [DENSE] * options.dense
+    asked = {OURS: True, COMPILED: options.compile, ORIGINAL: options.reference is not None, DENSE: options.dense}
+    names = [name for name, wanted in asked.items() if wanted]
     wanted = jobs(setting, options.stages, options.tasks, options.batches, options.pixels,
                   text_tokens=options.text_tokens, steps=options.steps)
     if options.only:

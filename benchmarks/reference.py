@@ -1,7 +1,8 @@
 """The original as a contender, run unchanged from a checkout of its public repository (docs/performance.md).
 
-Its inference imports training and download code, so packages that are not installed are stood in for while it is
-imported; the two small layers that it takes from one of them (timm) are written here. Letters as in `cases`.
+Its inference imports training and download code, so packages that are not installed, and diffusers in any case, are
+stood in for while it is imported; the two small layers that it takes from one of them (timm) are written here. Letters
+as in `cases`.
 """
 
 import importlib.metadata
@@ -62,14 +63,16 @@ def module(name: str, **contents) -> ModuleType:
 
 
 def stand_ins() -> dict[str, ModuleType | MagicMock]:
-    """Module name -> what is imported in its place if the package is not there."""
+    """Module name -> what is imported in its place: of packages that are not there, and of one that is not used."""
     empty = ("timm", "timm.models", "mmcv.runner", "mmcv.utils", "mmcv.utils.logging", "diffusers", "diffusers.models",
              "termcolor", "omegaconf", "triton", "triton.language", "pyrallis", "pytz", "yaml")
     modules = {name: MagicMock() for name in empty} | {
         "timm.models.layers": module("layers", DropPath=nn.Identity),
         "timm.models.vision_transformer": module("vision_transformer", Attention=Attention, Mlp=Mlp),
         "mmcv": module("mmcv", Registry=Registry), "importlib_metadata": importlib.metadata}
-    return {name: made for name, made in modules.items() if find_spec(name.partition(".")[0]) is None}
+    # diffusers, where it is installed, would look for packages and find what stands in for them.
+    return {name: made for name, made in modules.items()
+            if (package := name.partition(".")[0]) == "diffusers" or find_spec(package) is None}
 
 
 @contextmanager

@@ -113,9 +113,9 @@ def gpu_peak(run: Callable[[], object], contender, job: Job) -> int:
     return torch.cuda.max_memory_allocated(device) - before + own_bytes(contender, job)
 
 
-def process_peak() -> int:
-    """Bytes of this process so far."""
-    status = Path("/proc/self/status")
+def process_peak(process: int | str = "self") -> int:
+    """Bytes that were resident in this process, or on Linux in another one, at most so far."""
+    status = Path(f"/proc/{process}/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     # On Linux ru_maxrss starts at what the parent process had.

@@ -12,7 +12,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.approximations import TASKS, Way, decoding, prompt_of  # noqa: E402
+from benchmarks.approximations import TASKS, Way, prompt_of  # noqa: E402
+from benchmarks.graphs import decoding  # noqa: E402
 from benchmarks.report import table  # noqa: E402
 from benchmarks.server import Server  # noqa: E402
 from benchmarks.tiny_quality import FIRST_SEED, truth_of  # noqa: E402
@@ -38,8 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     files = {name: server.upload(f"warm_{name}.png", truth[name][0]) for name in ("image", "depth", "albedo")}
     for way in map(WAYS.get, options.ways):
         for name, task, text, seed, switch in CHANGES:
-            prompt = prompt_of(way, TASKS[task], text, seed, files) | decoding(TASKS[task])
-            prompt["roles"]["inputs"] |= switch
+            prompt = prompt_of(way, TASKS[task], text, seed, files, **switch) | decoding(TASKS[task])
             rows[name].append(f"{server.run(prompt)[1]:.2f}")
             print(name, rows[name][-1], file=sys.stderr, flush=True)
     print(table(["change", *options.ways], [[name, *cells] for name, cells in rows.items()]))

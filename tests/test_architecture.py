@@ -66,7 +66,7 @@ def ours(room_name: str) -> list[str]:
     ("jodi_core", (*HOST, "nodes", "training", "benchmarks", "scripts")),
     ("nodes", ("training", "benchmarks", "scripts")),
     ("training", (*HOST, "nodes", "benchmarks", "scripts")),
-    ("benchmarks", (*HOST, "nodes", "scripts")),
+    ("benchmarks", (*HOST, "nodes")),
     ("scripts", (*HOST, "jodi_core", "nodes", "training", "benchmarks", "torch", "numpy")),
 ])
 def test_arrows_between_rooms(name, forbidden):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Bytes between the convolutions of MixFFN at once. On a CPU, larger ones are given back to the system each time.
+WIDE_BYTES = {"cpu": 2 ** 24, "cuda": 2 ** 28}
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -47,33 +49,36 @@ def table_rows(table: nn.Embedding, like: Tensor, rows: list[int] | None = None)
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x), of a linear layer."""
-    return onednn_product(layer, x) if runs_on_onednn(layer, x) else layer(x)
+    return onednn_product(x, layer.weight, layer.bias) if runs_on_onednn(layer, x) else layer(x)
 
 
 def pointwise(layer: nn.Module, x_BHWC: Tensor, silu: bool = False) -> Tensor:
     """A 1x1 convolution over the last axis, and SiLU if wished."""
     if runs_on_onednn(layer, x_BHWC):
-        return onednn_product(layer, x_BHWC, "swish" if silu else "none")
+        return onednn_product(x_BHWC, layer.weight, layer.bias, "swish" if silu else "none")
     x_BHWC = layer(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)    # channels-last without a copy
     return F.silu(x_BHWC) if silu else x_BHWC
 
 
 def runs_on_onednn(layer: nn.Module, x: Tensor) -> bool:
-    """Torch gives float32 products on a CPU to MKL, which takes twice as long as oneDNN on AMD's processors.
-
-    Plain layers only: those of a host, or of an adapter, do more than the product. oneDNN's has no gradient.
-    """
-    return (ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and type(layer) in (nn.Linear, nn.Conv2d)
-            and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling())
+    """Plain layers only: those of a host, or of an adapter, do more than the product."""
+    return type(layer) in (nn.Linear, nn.Conv2d) and onednn_takes(x)
 
 
-def onednn_product(layer: nn.Module, x: Tensor, then: str = "none") -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, layer.weight.flatten(1), layer.bias, then, [], "")
+def onednn_takes(x: Tensor) -> bool:
+    """Torch gives float32 products on a CPU to MKL, which takes twice as long as oneDNN on AMD's processors. The latter
+    has no gradient here."""
+    return (ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling())
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """x (..., C) times weight (C', C) or (C', C, 1, 1), plus bias (C',)."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight.flatten(1), bias, then, [], "")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
+    return torch.addcmul(shift, x, 1 + scale)    # in one pass
 
 
 class TimeEmbedder(nn.Module):
@@ -199,9 +204,23 @@ class MixFFN(nn.Module):
 
     def forward(self, x_BDNC: Tensor, grid: tuple[int, int]) -> Tensor:
         B, D, N, C = x_BDNC.shape
-        x_BHWC = pointwise(self.inverted_conv.conv, x_BDNC.reshape(B * D, *grid, C), silu=True)
-        value, gate = self.depth_conv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
-        return pointwise(self.point_conv.conv, value * F.silu(gate)).reshape(B, D, N, C)
+        pictures_BHWC = x_BDNC.reshape(B * D, *grid, C)
+        mixed = [self.mix(some) for some in pictures_BHWC.split(self.at_once(pictures_BHWC))]
+        return (torch.cat(mixed) if len(mixed) > 1 else mixed[0]).reshape(B, D, N, C)
+
+    def mix(self, x_BHWC: Tensor) -> Tensor:
+        x_BHWC = pointwise(self.inverted_conv.conv, x_BHWC, silu=True)
+        x_BHWC = self.depth_conv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        value, gate = x_BHWC.chunk(2, dim=-1)
+        return pointwise(self.point_conv.conv, value * F.silu(gate))
+
+    def at_once(self, pictures_BHWC: Tensor) -> int:
+        """How many pictures: what lies between the convolutions is the largest of all, and pictures do not see each
+        other. A gradient keeps everything anyway, and a compiled graph shall hold for any number."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return len(pictures_BHWC)
+        one = 2 * self.point_conv.conv.in_channels * pictures_BHWC[0, ..., 0].numel() * pictures_BHWC.element_size()
+        return max(1, WIDE_BYTES.get(pictures_BHWC.device.type, WIDE_BYTES["cuda"]) // one)
 
 
 class JodiBlock(nn.Module):
@@ -225,11 +244,11 @@ class JodiBlock(nn.Module):
         if query_slots is not None:
             x_BDNC = x_BDNC[:, query_slots]
             gate_a, shift_m, scale_m, gate_m = (part[:, query_slots] for part in (gate_a, shift_m, scale_m, gate_m))
-        x_BDNC = x_BDNC + gate_a * attended
+        x_BDNC = torch.addcmul(x_BDNC, gate_a, attended)
         if branches > 1:
             x_BDNC = x_BDNC.repeat(branches, 1, 1, 1)
         x_BDNC = x_BDNC + self.cross_attn(x_BDNC, text, mask)
-        return x_BDNC + gate_m * self.mlp(modulate(self.norm2(x_BDNC), shift_m, scale_m), grid)
+        return torch.addcmul(x_BDNC, gate_m, self.mlp(modulate(self.norm2(x_BDNC), shift_m, scale_m), grid))
 
 
 class FinalLayer(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 
 from .. import joint
+from .cpu_layers import CPULayers
 
 
 class JointCall:
@@ -100,12 +101,18 @@ def refuse_flat_areas(executor, *arguments, **options):
 
 
 def keep_given(executor, x, *arguments, **options):
-    """Given slots are exact after whatever mixes slots or skips steps behind the network: guidance nodes, LazyCache."""
+    """Given slots are exact after whatever mixes slots or skips steps behind the network: guidance nodes, LazyCache.
+
+    Only if all entries have the same; what that depends on stays on the device, so that no step waits for it.
+    """
     denoised = executor(x, *arguments, **options)
     conds = [entry["model_conds"] for entry in chain.from_iterable(executor.class_obj.conds.values())]
     given = [(cond["roles"].cond, cond["clean"].cond) for cond in conds if "clean" in cond]
-    if given and all(roles == given[0][0] and torch.equal(clean, given[0][1]) for roles, clean in given):
-        put_given(denoised, given[0][0], comfy.utils.repeat_to_batch_size(given[0][1], len(x)))
+    if given and all((roles, clean.shape) == (given[0][0], given[0][1].shape) for roles, clean in given):
+        roles, clean = given[0]
+        same = torch.stack([(other == clean).all() for _, other in given]).all()
+        clean = comfy.utils.repeat_to_batch_size(clean, len(x))[:, -denoised.shape[1]:].to(denoised)
+        put_given(denoised, roles, torch.where(same.to(denoised.device), clean, denoised))
     return denoised
 
 
@@ -120,6 +127,8 @@ def build(host_config, state_dict: dict, model_options: dict) -> comfy.model_bas
     cast = management.unet_manual_cast(None if quantised else dtype, device, supported)
     host_config.set_inference_dtype(dtype, cast, device=device)
     host_config.optimizations["fp8"] = model_options.get("fp8_optimizations", False)
+    if management.is_device_cpu(device) and torch.float32 in (dtype, cast) and not quantised:
+        host_config.custom_operations = CPULayers
     return host_config.get_model(state_dict)
 
 

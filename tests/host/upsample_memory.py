@@ -4,7 +4,6 @@
 """
 
 import argparse
-import re
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+from benchmarks.timing import process_peak  # noqa: E402
 from jodi_prompts import joint_prompt, link, node  # noqa: E402
 from scripts.comfy import Comfy  # noqa: E402
 
@@ -39,12 +39,6 @@ def upsampling(width: int, whole: bool) -> dict:
         "decode": node("JodiLabelDecode", samples=link("again"), vae=link("load", 2), tile=tile)}
 
 
-def peak_of(server: Comfy) -> float:
-    """Most resident memory of the server's process since its start, in MB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1000
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--comfyui", type=Path, default=ROOT / ".comfyui" / "ComfyUI", help="the folder with main.py")
@@ -58,7 +52,7 @@ def main() -> None:
                 options.comfyui, Path(sys.executable), Path(folder), ROOT, "--cpu") as server:
             begin = time.monotonic()
             server.run(upsampling(width, options.whole))
-            peak, picture = peak_of(server), width * width // 4 * 3 * 4 / 1e6
+            peak, picture = process_peak(server.process.pid) / 1e6, width * width // 4 * 3 * 4 / 1e6
         smallest = smallest or peak
         print(f"| {width}x{width // 4} | {picture:.1f} | {peak:.0f} | {peak - smallest:.0f} | "
               f"{(peak - smallest) / picture:.1f} | {time.monotonic() - begin:.0f} |", flush=True)
