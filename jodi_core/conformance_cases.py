@@ -33,16 +33,18 @@ TOY_VELOCITY = "v = a*x + b*(t/1000) + c*y"
 
 @dataclass(frozen=True)
 class Recording:
-    """The files NAME.json and NAME.*safetensors in a folder."""
+    """The files NAME.json and NAME.*safetensors in a folder. device: where networks run on them."""
 
     folder: Path
     name: str
+    device: str = "cpu"
 
     def values(self) -> dict:
         return json.loads((self.folder / f"{self.name}.json").read_text(encoding="utf-8"))
 
     def tensors(self, part: str = "") -> dict[str, Tensor]:
-        return load_file(self.folder / f"{self.name}{part}.safetensors")
+        return {name: value.to(self.device)
+                for name, value in load_file(self.folder / f"{self.name}{part}.safetensors").items()}
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def compare(name: str, ours: Tensor, recorded: Tensor, tolerance: float, note: s
         return Row(name, inf, tolerance, f"shape {tuple(ours.shape)}, recorded {tuple(recorded.shape)}")
     if recorded.dtype in (torch.bfloat16, torch.float16):
         tolerance = max(tolerance, REDUCED)
-    ours, recorded = ours.double().cpu(), recorded.double()
+    ours, recorded = ours.cpu().double(), recorded.cpu().double()
     scale = recorded.abs().max().item()
     return Row(name, (ours - recorded).abs().max().item() / (scale or 1.0), tolerance, note)
 
@@ -146,7 +148,7 @@ def post_processing(recording: Recording) -> Iterator[Row]:
 def training_transform(recording: Recording) -> Iterator[Row]:
     tensors = recording.tensors()
     for name in sorted(name.removesuffix(".u8") for name in tensors if name.endswith(".u8")):
-        picture, recorded = Image.fromarray(tensors[f"{name}.u8"].numpy()), tensors[f"{name}.out"]
+        picture, recorded = Image.fromarray(tensors[f"{name}.u8"].cpu().numpy()), tensors[f"{name}.out"]
         yield compare(f"{recording.name} {name}", fit_for_training(picture, tuple(recorded.shape[-2:])), recorded,
                       FORWARD)
 

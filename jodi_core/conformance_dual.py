@@ -32,7 +32,7 @@ class Case:
 
     def __init__(self, recording: Recording):
         self.title, self.values, self.tensors = recording.name, recording.values(), recording.tensors()
-        self.cases = self.values["cases"]
+        self.cases, self.device = self.values["cases"], recording.device
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
@@ -44,7 +44,7 @@ class Case:
     def network(self) -> DualDiffusionTransformer:
         network = DualDiffusionTransformer(DualDiffusionConfig.from_dict(self.values["transformer_config"]))
         network.load_state_dict(self.weights("transformer."), strict=True)
-        return network.eval()
+        return network.to(self.device).eval()
 
     @cached_property
     def t5(self) -> T5States:
@@ -236,7 +236,7 @@ def gradients(case: Case) -> Iterator[Row]:
 
 def preprocessing(case: Case) -> Iterator[Row]:
     for i, sizes in enumerate(case.cases.get("preprocess", ())):
-        picture, side = Image.fromarray(case.tensors[f"preprocess.{i}.rgb_uint8"].numpy()), sizes["resolution"]
+        picture, side = Image.fromarray(case.tensors[f"preprocess.{i}.rgb_uint8"].cpu().numpy()), sizes["resolution"]
         ours = {"inference_and_json_data": fit_for_training(picture, (side, side)),
                 "webdataset_data": shard_square(picture, side),
                 "sft_vqa_data": tuning_square(picture, side)}

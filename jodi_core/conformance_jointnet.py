@@ -33,10 +33,11 @@ class StandInAutoencoder:
         self.scale, self.shift = values["scaling_factor"], 0.0
 
     def encode(self, picture_B3HW: Tensor, noise_BCHW: Tensor) -> Tensor:
-        blocks_B3HW = F.avg_pool2d(picture_B3HW, self.factor)
-        mean_BCHW = F.conv2d(blocks_B3HW, self.weights["encode_weight"], self.weights["encode_bias"])
-        self.encoded.append((mean_BCHW + self.deviation * noise_BCHW) * self.scale)
-        return mean_BCHW + self.deviation * noise_BCHW
+        weight = self.weights["encode_weight"]
+        blocks_B3HW = F.avg_pool2d(picture_B3HW.to(weight), self.factor)
+        mean_BCHW = F.conv2d(blocks_B3HW, weight, self.weights["encode_bias"])
+        self.encoded.append((mean_BCHW + self.deviation * noise_BCHW.to(weight)) * self.scale)
+        return self.encoded[-1] / self.scale
 
     def decode(self, latent_BCHW: Tensor) -> Tensor:
         small_B3HW = F.conv2d(latent_BCHW, self.weights["decode_weight"], self.weights["decode_bias"], padding=1)
@@ -58,6 +59,7 @@ class Case:
 
     def __init__(self, recording: Recording):
         self.values, self.tensors, self.models = recording.values(), recording.tensors(), {}
+        self.device = recording.device
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         found = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
@@ -76,7 +78,7 @@ class Case:
             network.load_state_dict({f"{branch}.{name}": tensor for branch in BRANCHES
                                      for name, tensor in self.part(f"{branch}/").items()
                                      if masked or not name.startswith("jointnet_masked_latent_conv.")})
-            self.models[masked] = network.eval()
+            self.models[masked] = network.to(self.device).eval()
         return self.models[masked]
 
     @cached_property
@@ -99,7 +101,7 @@ def recorded(recording: Recording) -> Iterator[Row]:
         if about["kind"] == "single network evaluation":
             yield from evaluation(title, case.network(about["variant"]), tensors)
         elif about["kind"] == "panorama depth to mesh":
-            yield from mesh(title, about["args"], tensors)
+            yield from mesh(title, about["args"], {part: value.cpu() for part, value in tensors.items()})
         else:
             yield from run(title, name, case.pipeline(about["variant"]), about, tensors)
 

@@ -22,10 +22,10 @@ DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat1
 def load_transformer(recording: Recording, name: str | None = None, dtype=torch.float32) -> JodiTransformer:
     """The network whose constructor values are NAME.json; without a name, the one whose weights a recording names."""
     name = name or recording.values()["weights"].removesuffix(".weights.safetensors")
-    source = Recording(recording.folder, name)
+    source = replace(recording, name=name)
     model = JodiTransformer(JodiConfig.from_reference(source.values()["model"]))
     model.load_state_dict(source.tensors(".weights"), strict=True)
-    return model.to(dtype).eval()
+    return model.to(recording.device, dtype).eval()
 
 
 def prefix_mask(lengths: list[int], tokens: int) -> Tensor:
@@ -35,7 +35,7 @@ def prefix_mask(lengths: list[int], tokens: int) -> Tensor:
 
 def where_generated(recorded_BLCHW: Tensor, role_BL: Tensor) -> Tensor:
     """What we return for a recorded output: zeros for all but the generated domains, whose outputs carry no meaning."""
-    role_BL = role_BL.repeat(len(recorded_BLCHW) // len(role_BL), 1)
+    role_BL = role_BL.repeat(len(recorded_BLCHW) // len(role_BL), 1).to(recorded_BLCHW.device)
     return recorded_BLCHW.masked_fill((role_BL != Role.GENERATE)[:, :, None, None, None], 0)
 
 
@@ -132,14 +132,14 @@ def autoencoder(recording: Recording) -> Iterator[Row]:
 def load_autoencoder(recording: Recording) -> DCAE:
     model = DCAE(DCAEConfig.from_reference(recording.values()))
     model.load_state_dict(recording.tensors(".weights"), strict=True)
-    return model.float().eval()
+    return model.to(recording.device, torch.float32).eval()
 
 
 def sampler(recording: Recording) -> Iterator[Row]:
     """Sampling runs, by the pipeline's sampling stage."""
     values, tensors = recording.values(), recording.tensors()
     y_1MC = tensors["cond_y"].flatten(0, 1)
-    mask = prefix_mask([values["mask_length"]], y_1MC.shape[1])
+    mask = prefix_mask([values["mask_length"]], y_1MC.shape[1]).to(recording.device)
     for run in values["runs"]:
         title, guidance = f"{recording.name} {run['name']}", run["guidance"]
         model = load_transformer(recording)
@@ -168,8 +168,8 @@ def pipeline(recording: Recording) -> Iterator[Row]:
     model.config = replace(model.config, bins=values["bins"], flow_shift=values["flow_shift"],
                            latent_scale=values["scaling_factor"])
     weights = min(recording.folder.glob("dcae*.weights.safetensors"))
-    pipe = JodiPipeline(model, load_autoencoder(Recording(recording.folder,
-                                                          weights.name.removesuffix(".weights.safetensors"))))
+    pipe = JodiPipeline(model, load_autoencoder(
+        replace(recording, name=weights.name.removesuffix(".weights.safetensors"))))
     for run in values["runs"]:
         parts = {name.removeprefix(f"{run['name']}."): value for name, value in tensors.items()
                  if name.startswith(f"{run['name']}.")}
@@ -181,7 +181,7 @@ def _whole_run(title: str, pipe: JodiPipeline, run: dict, parts: dict[str, Tenso
     size_bin = nearest_bin(*size, pipe.config.bins)
     yield equal(f"{title} bin", list(size_bin), run["bin"])
     given = {roles.active_names[slot]: roles.active[slot] for slot in roles.condition_slots}
-    pictures = {name: load_picture(Image.fromarray(parts[f"input{i}.u8"].numpy())) for name, i in given.items()}
+    pictures = {name: load_picture(Image.fromarray(parts[f"input{i}.u8"].cpu().numpy())) for name, i in given.items()}
     clean_BCDHW = pipe.encode_conditions(roles, pictures, size_bin)
     for slot, i in zip(roles.condition_slots, given.values()):
         yield compare(f"{title} clean latent {i}", clean_BCDHW[:, :, slot], parts[f"clean_latent{i}"], PIPELINE)

@@ -86,7 +86,7 @@ def ddim_levels(sampling, steps: int, denoise: float = 1.0) -> torch.Tensor:
     sampling: of the model, with a table `sigmas` by timestep.
     """
     grid = timesteps(min(MOST_STEPS, max(steps, int(steps / denoise))))[-steps:]
-    return torch.cat([sampling.sigmas[grid], torch.zeros(1)])
+    return torch.cat([sampling.sigmas[grid].cpu(), torch.zeros(1)])    # a loaded model has its table on the GPU
 
 
 def reference_noise(shape: tuple[int, ...], roles: JointRoles, seed: int, rows_alike: bool = False) -> torch.Tensor:

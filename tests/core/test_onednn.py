@@ -49,3 +49,20 @@ def test_what_needs_gradients_or_is_no_plain_layer_takes_the_layer_itself(monkey
         """As a host's, it casts its weight first."""
     with torch.no_grad():
         layers.linear(HostLinear(4, 4), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize("roles", [JOINT, PERCEIVE])
+def test_mixffn_of_one_picture_at_a_time(monkeypatch, model, roles):
+    """What saves memory changes nothing; with a gradient, which keeps everything, it is left."""
+    given, calls, mix = arguments(roles), [], layers.MixFFN.mix
+    monkeypatch.setattr(layers.MixFFN, "mix", lambda self, x: calls.append(len(x)) or mix(self, x))
+    with torch.no_grad():
+        expected, whole = model(*given), list(calls)
+        monkeypatch.setitem(layers.WIDE_BYTES, "cpu", 1)
+        calls.clear()
+        found = model(*given)
+    assert (found - expected).abs().max() < 2e-6 * expected.abs().max()
+    assert set(calls) == {1} and len(calls) == sum(whole)
+    calls.clear()
+    model(*given)
+    assert calls == whole

@@ -1,6 +1,7 @@
 """Fixtures for the adapters, tested inside this process with the real host's modules (but without its server)."""
 
 import importlib.util
+import os
 import pathlib
 import sys
 
@@ -9,6 +10,12 @@ import torch
 
 if importlib.util.find_spec("comfy") is None:    # no ComfyUI: set COMFYUI_DIR
     collect_ignore_glob = ["test_*.py"]
+
+PRETENDED = os.environ.get("JODI_TEST_DEVICE") == "pretended"
+if PRETENDED:    # those that reach for weights and latents themselves, as if all were on the CPU, or compile
+    collect_ignore = [f"test_{name}.py" for name in (
+        "adapters", "compiled_model", "dual_diffusion_parity", "int8", "jointnet_host", "jointnet_loader",
+        "jointnet_parity", "low_memory", "panorama", "parity", "saved_models", "trained_lora")]
 
 TESTS = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(pathlib.Path(__file__).parent))    # nodes_fixtures
@@ -25,6 +32,30 @@ def neighbour(name: str):
 
 tiny_folder = neighbour("core").tiny_folder
 tiny_files = neighbour("core").tiny_files
+
+
+@pytest.fixture(scope="session", autouse=True)
+def other_device():
+    """With JODI_TEST_DEVICE=pretended the host computes on a device that shares no tensors with the CPU."""
+    if not PRETENDED:
+        yield
+        return
+    import comfy.model_management as management
+    from pretended import DEVICE, pretended
+    cpu, plenty = torch.device("cpu"), 2 ** 36
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("get_torch_device", "text_encoder_device", "vae_device"):
+            patch.setattr(management, name, lambda *_, **__: DEVICE)
+        for name in ("unet_offload_device", "vae_offload_device", "text_encoder_offload_device"):
+            patch.setattr(management, name, lambda: cpu)
+        for name in ("should_use_fp16", "should_use_bf16"):
+            patch.setattr(management, name, lambda *_, **__: False)
+        patch.setattr(management, "get_free_memory", lambda _=None, torch_free_too=False: (
+            (plenty, plenty) if torch_free_too else plenty))
+        patch.setattr(management, "get_total_memory", lambda _=None, torch_total_too=False: (
+            (plenty, plenty) if torch_total_too else plenty))
+        with pretended():
+            yield
 
 
 @pytest.fixture(autouse=True)
