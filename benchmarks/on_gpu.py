@@ -27,7 +27,8 @@ RUNS = {
     "parts": f"benchmarks/parts.py {LARGE} --dtype bfloat16 --task joint --compiled --output TABLE",
     "throughput": f"{SPEED} {ALONE} {BF16} --stages whole --tasks perceive7 --batches 1 8 32",
     "linear": f"benchmarks/linear_cost.py {LARGE} --dtype bfloat16 --output TABLE",
-    "more_tasks": f"{SPEED} {BESIDE} {BF16} --compile --stages forward --tasks control perceive3 perceive7 --batches 1 4",
+    "more_tasks": f"{SPEED} {BESIDE} {BF16} --compile --stages forward --tasks control perceive3 perceive7 --batches "
+                  "1 4",
     "pixels": f"{SPEED} {ALONE} {BF16} --compile --stages forward --tasks joint perceive1 --pixels 512 1536 2048",
     "float32": f"{SPEED} {BESIDE} --dtypes float32 --stages forward --tasks joint perceive1",
     "training": "benchmarks/train_throughput.py --size full --output TABLE",

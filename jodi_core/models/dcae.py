@@ -34,10 +34,14 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width, device=device, dtype=dtype))
 
     def forward(self, x_BCHW):
-        wide = x_BCHW.float()
-        scale_B1HW = torch.rsqrt(wide.square().mean(1, keepdim=True) + self.eps)
+        length_B1HW = torch.linalg.vector_norm(x_BCHW, dim=1, keepdim=True, dtype=torch.float32)
+        scale_B1HW = torch.rsqrt(length_B1HW.square() / x_BCHW.shape[1] + self.eps)
         weight, bias = (value.to(x_BCHW)[:, None, None] for value in (self.weight, self.bias))
-        return torch.addcmul(bias, (wide * scale_B1HW).to(x_BCHW.dtype), weight)
+        if torch.is_grad_enabled():
+            return torch.addcmul(bias, (x_BCHW * scale_B1HW).to(x_BCHW.dtype), weight)
+        # The same in one new tensor: at full size these are the largest of all, in float32 twice as large.
+        out = torch.mul(x_BCHW, scale_B1HW, out=torch.empty_like(x_BCHW))
+        return torch.addcmul(bias, out, weight, out=out)
 
 
 class _Maker:
@@ -69,7 +73,9 @@ class ResidualBlock(nn.Module):
             conv1=make.unit(width, width), act=nn.SiLU(), conv2=make.unit(width, width, norm=True, bias=False)))
 
     def forward(self, x_BCHW):
-        return x_BCHW + self.main(x_BCHW)
+        conv1, act, conv2 = self.main
+        # Layer by layer: a module of modules would keep what goes in until what comes out is there.
+        return x_BCHW + conv2.norm(conv2.conv(act(conv1(x_BCHW))))
 
 
 class _LinearAttention(nn.Module):

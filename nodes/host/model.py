@@ -73,7 +73,7 @@ class JodiModelConfig(comfy.supported_models_base.BASE):
     unet_extra_config = {}
     # The published weights were made for bf16; float16 has not the range of their activations.
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
-    memory_usage_factor = 4.5
+    memory_usage_factor = 4.5    # 2.6 to 4.4 are counted from 1024 pixels on (benchmarks/counted_memory.py)
 
     def __init__(self, config: JodiConfig):
         self.latent_format = lambda: JointLatent(config)

@@ -14,7 +14,7 @@ from ...jodi_core.models.dcae import DCAE
 from ...jodi_core.pictures import postprocess
 from .version import require, require_attributes
 
-# Bytes of working memory per byte and pixel, for the widest layers at full resolution with room to spare.
+# Bytes of working memory per byte and pixel: 576 are counted (benchmarks/counted_memory.py), kernels take some more.
 MEMORY_PER_PIXEL = 1000
 # Attributes of the host's object that get another value here.
 REPLACED = ("latent_channels", "latent_dim", "not_video", "upscale_ratio", "downscale_ratio", "upscale_index_formula",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jodi_core.models.dcae import DCAE, DCAEConfig, from_diffusers_keys
+from jodi_core.models.dcae import DCAE, ChannelNorm, DCAEConfig, from_diffusers_keys
 from jodi_core.models.tiling import run_tiled
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -217,3 +217,17 @@ def test_norms_follow_the_input_type():
     x = torch.randn(1, 4, 3, 3, dtype=torch.bfloat16)
     assert norm(x).dtype == torch.bfloat16
     assert norm.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 0)])
+def test_the_norm_that_saves_memory_is_the_one_with_a_gradient(dtype, tolerance):
+    norm = ChannelNorm(6, 1e-5, dtype=dtype)
+    x_BCHW = torch.randn(2, 6, 5, 4, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(6))
+        kept = x_BCHW.clone()
+        found = norm(x_BCHW)
+    expected = norm(x_BCHW)
+    assert expected.requires_grad and torch.equal(x_BCHW, kept)
+    assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+    assert found.is_contiguous(memory_format=torch.channels_last)
