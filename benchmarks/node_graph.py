@@ -63,11 +63,11 @@ def write_files(models: Path, size: Size) -> None:
 
 
 class Memory:
-    """Peak of what a server's process takes, from one `reset` to the next."""
+    """Peak of what a server's process takes, from one `reset` to the next. before: what was free when it started."""
 
-    def __init__(self, process: int, device: torch.device):
-        self.process, self.device, self.before = process, device, free_on(device)
-        self.least, self.stopped = self.before, threading.Event()
+    def __init__(self, process: int, device: torch.device, before: int):
+        self.process, self.device, self.before = process, device, before
+        self.least, self.stopped = before, threading.Event()
 
     def watch(self) -> None:
         while not self.stopped.wait(0.02):
@@ -102,10 +102,10 @@ def only(gib: float, device: torch.device):
         torch.cuda.empty_cache()
 
 
-def measured(server: Comfy, options, limit: float) -> list[list[str]]:
+def measured(server: Comfy, options, limit: float, before: int) -> list[list[str]]:
     """Rows of all tasks on one server. The first prompt of a task reads what it needs."""
     talk, rows = Server(server.url), []
-    memory = Memory(server.process.pid, torch.device(options.device))
+    memory = Memory(server.process.pid, torch.device(options.device), before)
     watcher = threading.Thread(target=memory.watch, daemon=True)
     watcher.start()
     picture = talk.upload("given.png", (torch.rand(3, options.pixels, options.pixels) * 255).byte())
@@ -153,13 +153,15 @@ def parse(arguments: list[str]):
 def main(arguments: list[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     start, rows = heading("benchmarks/node_graph.py", options, "bfloat16 files"), []
+    device = torch.device(options.device)
     extra = options.server_arguments.split() + ["--cpu"] * (options.device == "cpu")
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder) / "models", SIZES[options.size])
         for limit in options.vram:
-            with only(limit, torch.device(options.device)), \
-                    Comfy(options.comfyui, Path(sys.executable), Path(folder), ROOT, *extra) as server:
-                rows += measured(server, options, limit)
+            with only(limit, device):
+                before = free_on(device)
+                with Comfy(options.comfyui, Path(sys.executable), Path(folder), ROOT, *extra) as server:
+                    rows += measured(server, options, limit, before)
     text = "\n".join([*start, table(COLUMNS, rows), ""])
     print(text)
     if options.output:
