@@ -198,6 +198,7 @@ class MixFFN(nn.Module):
     def __init__(self, config, operations, **where):
         super().__init__()
         size, hidden = config.hidden_size, config.mlp_hidden
+        self.width = 2 * hidden
         self.inverted_conv = ConvLayer(operations, size, 2 * hidden, 1, **where)
         self.depth_conv = ConvLayer(operations, 2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, **where)
         self.point_conv = ConvLayer(operations, hidden, size, 1, bias=False, **where)
@@ -219,7 +220,7 @@ class MixFFN(nn.Module):
         other. A gradient keeps everything anyway, and a compiled graph shall hold for any number."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return len(pictures_BHWC)
-        one = 2 * self.point_conv.conv.in_channels * pictures_BHWC[0, ..., 0].numel() * pictures_BHWC.element_size()
+        one = self.width * pictures_BHWC[0, ..., 0].numel() * pictures_BHWC.element_size()
         return max(1, WIDE_BYTES.get(pictures_BHWC.device.type, WIDE_BYTES["cuda"]) // one)
 
 
