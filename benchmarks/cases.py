@@ -5,6 +5,7 @@ W their width.
 """
 
 import zlib
+from argparse import ArgumentParser
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -57,6 +58,15 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     seed: int = 0
+
+
+def add_setting(parser: ArgumentParser) -> None:
+    """Options of a benchmark that runs one model in one way."""
+    parser.add_argument("--size", choices=SIZES, default="cpu", help="model")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--text-tokens", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing  # noqa: E402
-from benchmarks.cases import DTYPES, GROWING, SIZES, TASKS, Inputs, Job, Setting, jobs  # noqa: E402
+from benchmarks.cases import DTYPES, GROWING, SIZES, TASKS, Inputs, Job, Setting, add_setting, jobs  # noqa: E402
 from benchmarks.contenders import Ours  # noqa: E402
 from benchmarks.performance import heading  # noqa: E402
 from benchmarks.report import table  # noqa: E402
@@ -59,15 +59,11 @@ def chapter(axis: str, named: dict[float, Job], rounds: int) -> str:
 
 def parse(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="cpu", help="model")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    add_setting(parser)
     parser.add_argument("--task", choices=TASKS, default="perceive1", help="of the chapter on pixels")
     parser.add_argument("--pixels", nargs="+", type=int, default=[512, 1024, 2048, 4096], help="sides of pictures")
     parser.add_argument("--domains-pixels", type=int, default=1024, help="side, in the chapter on domains")
-    parser.add_argument("--text-tokens", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5, help="turns of each point")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, metavar="FILE.md")
     options = parser.parse_args(arguments)
     options.arguments = arguments

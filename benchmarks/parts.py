@@ -21,7 +21,7 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing  # noqa: E402
-from benchmarks.cases import DTYPES, SIZES, TASKS, Inputs, Job, Setting, jobs  # noqa: E402
+from benchmarks.cases import DTYPES, SIZES, TASKS, Inputs, Job, Setting, add_setting, jobs  # noqa: E402
 from benchmarks.contenders import Ours  # noqa: E402
 from benchmarks.performance import heading  # noqa: E402
 from benchmarks.report import table  # noqa: E402
@@ -146,15 +146,11 @@ def measured(job: Job, options) -> str:
 
 def parse(arguments: list[str]):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="cpu", help="model")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    add_setting(parser)
     parser.add_argument("--task", choices=TASKS, default="joint")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--pixels", type=int, help="side of the pictures; default by model")
-    parser.add_argument("--text-tokens", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each part")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compiled", action="store_true", help="each part by torch.compile as well")
     parser.add_argument("--output", type=Path, metavar="FILE.md")
     options = parser.parse_args(arguments)
