@@ -14,7 +14,7 @@ if importlib.util.find_spec("comfy") is None:    # no ComfyUI: set COMFYUI_DIR
 PRETENDED = os.environ.get("JODI_TEST_DEVICE") == "pretended"
 if PRETENDED:    # those that reach for weights and latents themselves, as if all were on the CPU, or compile
     collect_ignore = [f"test_{name}.py" for name in (
-        "adapters", "compiled_model", "dual_diffusion_parity", "int8", "jointnet_host", "jointnet_loader",
+        "adapters", "compiled_model", "cpu_layers", "dual_diffusion_parity", "int8", "jointnet_host", "jointnet_loader",
         "jointnet_parity", "low_memory", "panorama", "parity", "saved_models", "trained_lora")]
 
 TESTS = pathlib.Path(__file__).parent.parent
