@@ -32,8 +32,6 @@ from training.captions import caption  # noqa: E402
 from training.world import sample_scene  # noqa: E402
 
 TINY = "tiny (bundled)"
-
-
 TASKS = {"perception": Task(("image",), JODI_DOMAINS[1:], 10), "control": Task(("depth", "albedo"), ("image",), 20),
          "joint": Task((), JODI_DOMAINS, 20)}
 

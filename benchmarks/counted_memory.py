@@ -53,7 +53,7 @@ class Alive(TorchDispatchMode):
 
 
 @torch.no_grad()
-def counted(run, *given, there) -> float:
+def counted(run, *given, there) -> int:
     """Bytes that are alive at most while run(*given) computes, beside those of the tensors `there`."""
     with patch.object(layers.F, "scaled_dot_product_attention", lambda q, *rest, **options: torch.empty_like(q)), \
             patch.dict(layers.WIDE_BYTES, meta=layers.WIDE_BYTES["cuda"]), Alive(there) as found:
@@ -61,8 +61,9 @@ def counted(run, *given, there) -> float:
     return found.most
 
 
-def row(name: str, rows: int, most: float, latents: float) -> list[str]:
-    return [name, str(rows), f"{most / 1e9:.2f}", f"{most / latents:.0f}"]
+def row(name: str, rows: int, most: int, size: int) -> list[str]:
+    """size: bytes of one number per place."""
+    return [name, str(rows), f"{most / 1e9:.2f}", f"{most / size:.0f}"]
 
 
 def measured(setting: Setting, sides: list[int]) -> list[list[str]]:

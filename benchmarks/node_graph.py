@@ -20,7 +20,7 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing  # noqa: E402
-from benchmarks.cases import SIZES, TASKS, Size, fill  # noqa: E402
+from benchmarks.cases import SIZES, TASKS, Size, fill, published_steps  # noqa: E402
 from benchmarks.graphs import Task, decoding, loader, sampling  # noqa: E402
 from benchmarks.performance import heading  # noqa: E402
 from benchmarks.report import table  # noqa: E402
@@ -112,7 +112,7 @@ def measured(server: Comfy, options, limit: float, before: int) -> list[list[str
     size = {"size": "custom", "size.width": options.pixels, "size.height": options.pixels}
     for name in options.tasks:
         generated, given = TASKS[name]
-        task = Task(given, generated, options.steps or (10 if "image" in given else 20))
+        task = Task(given, generated, options.steps or published_steps(given))
         whole, sampled = [], []
         memory.reset()
         for seed in range(options.rounds + 1):
@@ -141,7 +141,6 @@ def parse(arguments: list[str]):
     parser.add_argument("--pixels", type=int, help="side of the pictures; default by model")
     parser.add_argument("--steps", type=int, help="default 20, for perception 10")
     parser.add_argument("--rounds", type=int, default=3, help="pictures after the first one")
-    parser.add_argument("--server-arguments", default="", metavar="'--A --B'", help="for ComfyUI's main.py")
     parser.add_argument("--output", type=Path, metavar="FILE.md")
     options = parser.parse_args(arguments)
     options.arguments, options.pixels = arguments, options.pixels or SIZES[options.size].pixels
@@ -154,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     start, rows = heading("benchmarks/node_graph.py", options, "bfloat16 files"), []
     device = torch.device(options.device)
-    extra = options.server_arguments.split() + ["--cpu"] * (options.device == "cpu")
+    extra = ["--cpu"] * (options.device == "cpu")
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder) / "models", SIZES[options.size])
         for limit in options.vram:

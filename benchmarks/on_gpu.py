@@ -8,6 +8,7 @@ an original or a ComfyUI is missing, does not stop the others. Exit status 1 if 
 
 import argparse
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -46,11 +47,16 @@ def command(name: str, options) -> list[str] | None:
 def run(name: str, arguments: list[str], options) -> bool:
     begun = time.monotonic()
     with open(options.output / f"{name}.log", "wb") as log:
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            status = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-                                    timeout=options.seconds).returncode
+            status = process.wait(options.seconds)
         except subprocess.TimeoutExpired:
-            status = f"stopped after {options.seconds} s"
+            status = f"stopped after {options.seconds:g} s"
+            process.send_signal(signal.SIGINT)    # so that it stops its ComfyUI and removes its files
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
     print(f"{name}: {time.monotonic() - begun:.0f} s, " + ("done" if status == 0 else f"FAILED ({status})"), flush=True)
     return status == 0
 

@@ -10,7 +10,7 @@ which they stand are measured in the same run: a square matrix product, and a co
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +56,12 @@ def nine_products(conv: nn.Conv2d, x_BHWC: Tensor) -> Tensor:
     return sum(shifted) + conv.bias
 
 
+def gated(wide_BHWC: Tensor) -> Tensor:
+    """The gate of MixFFN."""
+    value, gate = wide_BHWC.chunk(2, dim=-1)
+    return value * F.silu(gate)
+
+
 def parts(ours: Ours, job: Job, inputs: Inputs) -> list[Part]:
     """Of one block, for the case's rows, domains and tokens."""
     block, config, setting = ours.network.blocks[1], job.setting.size.config, job.setting
@@ -74,17 +80,13 @@ def parts(ours: Ours, job: Job, inputs: Inputs) -> list[Part]:
     attn, ffn = block.attn, block.mlp
     depthwise = ffn.depth_conv.conv
 
-    def gated(wide):
-        value, gate = wide.chunk(2, dim=-1)
-        return value * F.silu(gate)
-
     return [
         Part("normalise, modulate", lambda x, shift: modulate(block.norm1(x), shift, shift), (x_BDNC, vector), times=2),
         Part("qkv", partial(linear, attn.qkv), (x_BDNC,), (attn.qkv,)),
         Part("linear attention", linear_attention, heads),
         Part("projections C to C", partial(linear, attn.proj), (x_BDNC,), (attn.proj,), times=3),
         Part("text attention", F.scaled_dot_product_attention, (q, *text)),
-        Part("gate, add", lambda x, y, gate: x + gate * y, (x_BDNC, x_BDNC.clone(), vector), times=2),
+        Part("gate, add", torch.addcmul, (x_BDNC, vector, x_BDNC.clone()), times=2),
         Part("MixFFN in, SiLU", partial(pointwise, ffn.inverted_conv.conv, silu=True), (picture_BHWC,),
              (ffn.inverted_conv,)),
         Part("depth-wise 3x3", lambda x: depthwise(x.permute(0, 3, 1, 2)), (wide_BHWC,), (depthwise,)),
@@ -94,20 +96,15 @@ def parts(ours: Ours, job: Job, inputs: Inputs) -> list[Part]:
     ]
 
 
-def variants(ours: Ours, job: Job, inputs: Inputs) -> list[Part]:
+def variants(plain: list[Part]) -> list[Part]:
     """The same parts, compiled, and others that only a compiler makes fast."""
-    found = parts(ours, job, inputs)
-    wide_BHWC = next(part for part in found if part.name == "depth-wise 3x3")
-    conv = wide_BHWC.weights[0]
-
-    def tail(x):
-        value, gate = nine_products(conv, x).chunk(2, dim=-1)
-        return value * F.silu(gate)
-
-    extra = [Part("depth-wise 3x3 as nine products", partial(nine_products, conv), wide_BHWC.given, (conv,)),
-             Part("depth-wise 3x3 as nine products, with the gate", tail, wide_BHWC.given, (conv,))]
-    return [Part(f"{part.name}, compiled", torch.compile(part.run, dynamic=False), part.given, part.weights,
-                 part.times) for part in (*found, *extra)]
+    depthwise = next(part for part in plain if part.name == "depth-wise 3x3")
+    conv, = depthwise.weights
+    extra = [replace(depthwise, name="depth-wise 3x3 as nine products", run=partial(nine_products, conv)),
+             replace(depthwise, name="depth-wise 3x3 as nine products, with the gate",
+                     run=lambda x: gated(nine_products(conv, x)))]
+    return [replace(part, name=f"{part.name}, compiled", run=torch.compile(part.run, dynamic=False))
+            for part in (*plain, *extra)]
 
 
 @torch.no_grad()
@@ -115,7 +112,8 @@ def measured(job: Job, options) -> str:
     ours = Ours(job.setting, with_autoencoder=False)
     device, depth = job.setting.device, job.setting.size.config.depth
     inputs = Inputs.of(job, ours.network.y_embedder.y_embedding)
-    plain, compiled = parts(ours, job, inputs), variants(ours, job, inputs) if options.compiled else []
+    plain = parts(ours, job, inputs)
+    compiled = variants(plain) if options.compiled else []
     whole = partial(ours.forward, job, inputs)
     product, product_flops = timing.matrix_product(job.setting, timing.PEAK_SIDE[device.type])
     block = torch.empty(COPIED[device.type] // 4, dtype=torch.float32, device=device)
@@ -131,8 +129,8 @@ def measured(job: Job, options) -> str:
     for part in (*plain, *compiled):
         count = depth * part.times
         seconds = times[part.name].median * count
-        flops = 0 if part in compiled else timing.operations(runs[part.name])[1] * count
-        moved = part.moved(runs[part.name]()) * count
+        result, flops = (runs[part.name](), 0) if part in compiled else timing.operations(runs[part.name])
+        flops, moved = flops * count, part.moved(result) * count
         rows.append([part.name, str(count), f"{seconds * 1e3:.1f}", f"{seconds / total:.0%}",
                      f"{flops / 1e9:.1f}" if flops else "", f"{flops / seconds / peak:.0%}" if flops else "",
                      f"{moved / 1e9:.2f}", f"{moved / seconds / speed:.0%}"])

@@ -25,6 +25,15 @@ def test_what_is_missing_is_left_out(capsys):
     assert "transformer: left out, it needs --reference" in lines and any("--comfyui" in line for line in lines)
 
 
+def test_a_run_that_takes_too_long_may_tidy_up(monkeypatch, tmp_path, capsys):
+    script = tmp_path / "slow.py"
+    script.write_text("import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+                      "try:\n    time.sleep(60)\nfinally:\n    print('tidied', flush=True)\n")
+    monkeypatch.setattr(on_gpu, "RUNS", {"slow": str(script)})
+    assert on_gpu.main(["--output", str(tmp_path), "--seconds", "2"]) == 1
+    assert "stopped after 2 s" in capsys.readouterr().out and "tidied" in (tmp_path / "slow.log").read_text()
+
+
 def test_a_failing_run_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(on_gpu, "RUNS", {"bad": "-c raise(SystemExit(3))", "good": "-c print(1)"})
     assert on_gpu.main(["--output", str(tmp_path)]) == 1

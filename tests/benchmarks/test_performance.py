@@ -73,3 +73,11 @@ def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
     options = performance.parse(["--size", "tiny", "--threads", "1"])
     found = int(performance.memory(job_of("perceive1"), "ours", None, None, options))
     assert 50 < found < 1000 < timing.process_peak() / 1e6 and len(ballast)
+
+
+def test_what_comfyui_computes_twice_is_little():
+    """Block 0 for both branches, and the text's keys and values in every step (docs/architecture.md)."""
+    step = timing.operations_of_ours(job_of("joint", stage="sample", size="1600M", tokens=60, steps=4)) - \
+        timing.operations_of_ours(job_of("joint", stage="sample", size="1600M", tokens=60, steps=3))
+    alone = timing.operations_of_ours(job_of("joint", size="1600M", tokens=60))
+    assert 0.0085 < 1 - step / (2 * alone) < 0.0095
