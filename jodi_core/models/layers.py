@@ -206,22 +206,40 @@ class MixFFN(nn.Module):
     def forward(self, x_BDNC: Tensor, grid: tuple[int, int]) -> Tensor:
         B, D, N, C = x_BDNC.shape
         pictures_BHWC = x_BDNC.reshape(B * D, *grid, C)
-        mixed = [self.mix(some) for some in pictures_BHWC.split(self.at_once(pictures_BHWC))]
+        lines = self.lines_at_once(pictures_BHWC)
+        if lines < grid[0]:
+            mixed = [self.in_strips(one, lines) for one in pictures_BHWC.split(1)]
+        else:
+            mixed = [self.narrow(self.widen(some)) for some in pictures_BHWC.split(lines // grid[0])]
         return (torch.cat(mixed) if len(mixed) > 1 else mixed[0]).reshape(B, D, N, C)
 
-    def mix(self, x_BHWC: Tensor) -> Tensor:
-        x_BHWC = pointwise(self.inverted_conv.conv, x_BHWC, silu=True)
-        x_BHWC = self.depth_conv(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        value, gate = x_BHWC.chunk(2, dim=-1)
+    def widen(self, x_BHWC: Tensor) -> Tensor:
+        return pointwise(self.inverted_conv.conv, x_BHWC, silu=True)
+
+    def narrow(self, wide_BHWC: Tensor, lines: slice = slice(None)) -> Tensor:
+        """The rest of it; `lines` of the picture only, behind the convolution that looks beyond them."""
+        wide_BHWC = self.depth_conv(wide_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, lines]
+        value, gate = wide_BHWC.chunk(2, dim=-1)
         return pointwise(self.point_conv.conv, value * F.silu(gate))
 
-    def at_once(self, pictures_BHWC: Tensor) -> int:
-        """How many pictures: what lies between the convolutions is the largest of all, and pictures do not see each
-        other. A gradient keeps everything anyway, and a compiled graph shall hold for any number."""
+    def in_strips(self, x_BHWC: Tensor, lines: int) -> Tensor:
+        """So many lines at a time. A strip's last line waits for the next strip, which keeps the two that it needs."""
+        first, *others = x_BHWC.split(lines, dim=1)
+        wide_BHWC = self.widen(first)
+        mixed = [self.narrow(wide_BHWC, slice(0, -1))]
+        for number, strip in enumerate(others, 1):
+            wide_BHWC = torch.cat([wide_BHWC[:, -2:], self.widen(strip)], dim=1)
+            mixed.append(self.narrow(wide_BHWC, slice(1, -1 if number < len(others) else None)))
+        return torch.cat(mixed, dim=1)
+
+    def lines_at_once(self, pictures_BHWC: Tensor) -> int:
+        """How many lines of the grid: what lies between the convolutions is the largest of all, and pictures do not see
+        each other. A gradient keeps everything anyway, and a compiled graph shall hold for any number."""
+        B, H, W, _ = pictures_BHWC.shape
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return len(pictures_BHWC)
-        one = self.width * pictures_BHWC[0, ..., 0].numel() * pictures_BHWC.element_size()
-        return max(1, WIDE_BYTES.get(pictures_BHWC.device.type, WIDE_BYTES["cuda"]) // one)
+            return B * H
+        line = self.width * W * pictures_BHWC.element_size()
+        return max(2, WIDE_BYTES.get(pictures_BHWC.device.type, WIDE_BYTES["cuda"]) // line)
 
 
 class JodiBlock(nn.Module):

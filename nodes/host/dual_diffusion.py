@@ -17,7 +17,7 @@ from ...jodi_core.dual_diffusion.network import DualDiffusionTransformer
 from ...jodi_core.dual_diffusion.picture_sampling import noise_levels
 from ...jodi_core.dual_diffusion.weights import read_shift, read_transformer
 from ...jodi_core.files import WeightsError
-from .joint_model import build, patcher_of
+from .joint_model import build, patcher_of, require_flow
 from .picture_vae import Latents, PictureLatent
 from .version import require
 
@@ -25,7 +25,7 @@ from .version import require
 class DualDiffusionNetwork(DualDiffusionTransformer):
     def __init__(self, config: DualDiffusionConfig, *, device=None, dtype=None, operations=None):
         super().__init__(config, device=device, dtype=dtype, operations=operations)
-        self.dtype = dtype
+        self.dtype, self.in_channels = dtype, config.in_channels    # the host's nodes look for both
 
     def forward(self, x, timesteps, context, control=None, transformer_options={}, **kwargs):
         """Velocity (B, C, h, w) for x (B, C, h, w) at timesteps (B,) in 0..1000; context: T5 states (B, L, width)."""
@@ -48,9 +48,7 @@ class DualDiffusionModel(comfy.model_base.BaseModel):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=DualDiffusionNetwork)
 
     def extra_conds(self, **kwargs):
-        if self.model_sampling.multiplier != 1000:
-            raise ValueError("ModelSamplingAuraFlow counts time in 0..1, but this model in 0..1000: use "
-                             "ModelSamplingSD3 to change the shift")
+        require_flow(self.model_sampling)
         states, wanted = kwargs["cross_attn"], self.diffusion_model.config.joint_attention_dim
         if states is None or states.shape[-1] != wanted:
             raise ValueError(f"the text features are {'none' if states is None else states.shape[-1]} wide, but this "

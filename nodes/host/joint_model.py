@@ -90,9 +90,20 @@ def put_given(denoised_BCDhw: torch.Tensor, roles, clean: torch.Tensor | None) -
         denoised_BCDhw[:, :, given] = clean[:, -denoised_BCDhw.shape[1]:, given].to(denoised_BCDhw)
 
 
-def refuse_flat_areas(executor, *arguments, **options):
-    """An area without the domain axis would cut domains and rows in place of rows and columns."""
+def require_flow(sampling) -> None:
+    """ValueError for the time of another kind of model, from one of the host's nodes ModelSampling..."""
+    if getattr(sampling, "multiplier", None) != 1000:
+        raise ValueError("a ModelSampling node for another kind of model is in between: this one is a flow whose time "
+                         "is in 0..1000, not in 0..1 as that of ModelSamplingAuraFlow. Use ModelSamplingSD3 to change "
+                         "its shift")
+
+
+def refuse_flat(executor, *arguments, **options):
+    """What knows pictures without a domain axis: an area would cut domains and rows in place of rows and columns."""
     for entry in chain.from_iterable(executor.class_obj.conds.values()):
+        if entry.get("control") is not None:
+            raise ValueError("a ControlNet cannot see a joint latent: give its picture to Jodi Role Switch as a "
+                             "condition, and take the node that applies the ControlNet out")
         numbers = [value for value in entry.get("area") or () if value != "percentage"]
         if len(numbers) not in (0, 6):
             raise ValueError("this conditioning has an area of two axes, but a joint latent has three (domain, height, "
@@ -148,5 +159,5 @@ def place(model: JointModel, state_dict: dict, disable_dynamic: bool):
     """MODEL of a joint model and its weights."""
     patcher = patcher_of(model, state_dict, disable_dynamic)
     patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "jodi", keep_given)
-    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "jodi", refuse_flat_areas)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "jodi", refuse_flat)
     return patcher

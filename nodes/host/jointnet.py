@@ -28,7 +28,7 @@ class HostBranch(UNetModel):
         return self.time_embed(timestep_embedding(t_B, self.model_channels).to(dtype))
 
     def encode(self, x_BCHW, temb, text, added_BCHW):
-        skips = []
+        skips, text[1]["original_shape"] = [], list(x_BCHW.shape)
         for number, block in enumerate(self.input_blocks):
             x_BCHW = run_block(block, ("input", number), x_BCHW, temb, text)
             if number == 0 and added_BCHW is not None:
@@ -106,14 +106,18 @@ class JointNetModel(JointModel):
     def given(self, roles, clean, noise, latent_image=None, denoise_mask=None, **values) -> torch.Tensor:
         """`known_input` (B, 1 + C, D, h, w): where masks and conditions leave nothing to generate, the latents there.
 
-        Half-known cells of a mask count as unknown from 0.5 on (spec 2).
+        Those that a mask keeps are the run's own, maybe of an earlier run. Half-known cells of a mask count as unknown
+        from 0.5 on (spec 2).
         """
-        latents_BCDhw = latent_image if clean is None else self.process_latent_in(clean).to(noise)
-        latents_BCDhw = comfy.utils.repeat_to_batch_size(latents_BCDhw, len(noise))
+        latents_BCDhw = torch.zeros_like(noise)
+        if latent_image is not None:    # PerpNeg asks without it
+            latents_BCDhw += latent_image
         unknown_B1Dhw = (torch.ones_like(noise) if denoise_mask is None else denoise_mask)[:, :1].ge(0.5).to(noise)
-        unknown_B1Dhw[:, :, list(roles.condition_slots)] = 0
+        if slots := list(roles.condition_slots):
+            clean = comfy.utils.repeat_to_batch_size(self.process_latent_in(clean).to(noise), len(noise))
+            latents_BCDhw[:, :, slots] = clean[:, :, slots]
+            unknown_B1Dhw[:, :, slots] = 0
         return known_input(unknown_B1Dhw, latents_BCDhw)
-
 
     def published_sampler(self) -> KnownDDIM:
         return KnownDDIM()

@@ -13,7 +13,7 @@ from ...jodi_core import weights
 from ...jodi_core.models.jodi import JodiConfig, JodiTransformer, published_name
 from .. import joint
 from .int8 import HOST_LAYERS, from_int8, to_int8
-from .joint_model import JointCall, JointModel, build, place
+from .joint_model import JointCall, JointModel, build, place, require_flow
 from .latent import JointLatent
 from .sampling import FlowDPM, flow_grid
 from .version import require
@@ -24,7 +24,7 @@ class JodiNetwork(JointCall, JodiTransformer):
 
     def __init__(self, config: JodiConfig, *, device=None, dtype=None, operations=None):
         super().__init__(config, device=device, dtype=dtype, operations=operations)
-        self.dtype = dtype
+        self.dtype, self.in_channels = dtype, config.in_channels    # the host's nodes look for both
 
     def predict(self, x, timesteps, context, roles, clean, options):
         return self.velocity(x, timesteps, self.prepare(context, None, roles, clean, dtype=x.dtype))
@@ -35,9 +35,7 @@ class JodiModel(JointModel):
         super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=JodiNetwork)
 
     def extra_conds(self, **kwargs):
-        if self.model_sampling.multiplier != 1000:
-            raise ValueError("ModelSamplingAuraFlow counts time in 0..1, but this model in 0..1000: use "
-                             "ModelSamplingSD3 to change the shift")
+        require_flow(self.model_sampling)
         return super().extra_conds(**kwargs)
 
     def given(self, roles, clean, **values):

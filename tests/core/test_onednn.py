@@ -51,18 +51,19 @@ def test_what_needs_gradients_or_is_no_plain_layer_takes_the_layer_itself(monkey
         layers.linear(HostLinear(4, 4), torch.ones(2, 4))
 
 
-@pytest.mark.parametrize("roles", [JOINT, PERCEIVE])
-def test_mixffn_of_one_picture_at_a_time(monkeypatch, model, roles):
-    """What saves memory changes nothing; with a gradient, which keeps everything, it is left."""
-    given, calls, mix = arguments(roles), [], layers.MixFFN.mix
-    monkeypatch.setattr(layers.MixFFN, "mix", lambda self, x: calls.append(len(x)) or mix(self, x))
-    with torch.no_grad():
-        expected, whole = model(*given), list(calls)
-        monkeypatch.setitem(layers.WIDE_BYTES, "cpu", 1)
-        calls.clear()
-        found = model(*given)
-    assert (found - expected).abs().max() < 2e-6 * expected.abs().max()
-    assert set(calls) == {1} and len(calls) == sum(whole)
+@pytest.mark.parametrize("room, parts", [
+    (21, [(3, 7)]), (14, [(2, 7), (1, 7)]), (13, 3 * [(1, 7)]), (6, 3 * [(1, 6), (1, 1)]),
+    (3, 3 * [(1, 3), (1, 3), (1, 1)]), (0, 3 * [(1, 2), (1, 2), (1, 2), (1, 1)])])
+def test_mixffn_in_parts(monkeypatch, model, room, parts):
+    """Pictures and lines of the grid between the convolutions at once, where there is room for so many lines. Nothing
+    changes; with a gradient, which keeps everything, it is left."""
+    mlp, calls, widen = model.blocks[0].mlp, [], layers.MixFFN.widen
+    x_BDNC = torch.randn(1, 3, 7 * 5, 64, generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(layers.MixFFN, "widen", lambda self, x: calls.append(tuple(x.shape[:2])) or widen(self, x))
+    expected = mlp(x_BDNC, (7, 5))
+    monkeypatch.setitem(layers.WIDE_BYTES, "cpu", room * 4 * 5 * mlp.width)
+    assert torch.equal(mlp(x_BDNC, (7, 5)), expected) and calls == 2 * [(3, 7)]
     calls.clear()
-    model(*given)
-    assert calls == whole
+    with torch.no_grad():
+        found = mlp(x_BDNC, (7, 5))
+    assert (found - expected).abs().max() < 2e-6 * expected.abs().max() and calls == parts

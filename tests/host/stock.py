@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "docs" / "stock_nodes.md"
 CHAPTERS = {"test_stock_samplers": "Samplers", "test_stock_models": "Models", "test_stock_conditioning": "Conditioning",
-            "test_stock_latents": "Latents and autoencoder"}
+            "test_stock_latents": "Latents and autoencoder", "test_stock_jointnet": "JointNet",
+            "test_stock_dual_diffusion": "Dual Diffusion"}
 WORKS, LIMITED, REFUSED = "works", "limited", "does not"
 GIVEN, DRAWN = 2, [0, 1]    # slots of `scene`: the normals are the condition
 
@@ -55,6 +56,27 @@ def latents(server, prompt: dict, *names: str) -> list[torch.Tensor]:
             for file in files]
 
 
+def left_half(right: float = 0.0) -> dict:
+    """A MASK "mask" that is 1 in the left half of 128 x 128 pixels, and `right` in the other."""
+    return {"right": node("SolidMask", value=right, width=128, height=128),
+            "left": node("SolidMask", value=1.0, width=64, height=128),
+            "mask": node("MaskComposite", destination=link("right"), source=link("left"), x=0, y=0, operation="add")}
+
+
+def changed(server, prompt: dict, **nodes: dict) -> list[torch.Tensor]:
+    """What the sampler "plain" makes, and what it makes with the MODEL that the node "new" gives."""
+    plain = prompt["plain"]
+    made = node(plain["class_type"], **plain["inputs"] | {"model": link("new")})
+    return latents(server, prompt | nodes | {"made": made}, "plain", "made")
+
+
+def folder(server, name: str) -> Path:
+    """Among the server's models."""
+    path = server.base / "models" / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """Largest absolute difference over the largest absolute value of `other`."""
     return float((one - other).abs().max() / other.abs().max())
@@ -64,7 +86,8 @@ def table() -> str:
     """The document, from what the tests declare."""
     lines = ["# The host's own nodes with joint models", "",
              "Made by `python tests/host/stock_table.py` from the declarations in `tests/host/test_stock_*.py`; the "
-             "test of each row runs on a real ComfyUI (on the CPU, with the tiny model)."]
+             "test of each row runs on a real ComfyUI (on the CPU, with the tiny model). The first four chapters are "
+             "about Jodi."]
     for module, title in CHAPTERS.items():
         tests = vars(importlib.import_module(module)).values()
         rows = [row for test in tests for row in getattr(test, "stock_rows", ())]

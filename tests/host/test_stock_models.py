@@ -8,19 +8,14 @@ import torch
 from jodi_prompts import link, node
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from stock import DRAWN, GIVEN, LIMITED, REFUSED, TABLE, WORKS, difference, ksampler, latents, scene, stock, table
+from stock import (DRAWN, GIVEN, LIMITED, REFUSED, TABLE, WORKS, changed, difference, folder, ksampler, latents, scene,
+                   stock, table)
 
 from jodi_core.weights import tiny_bundle
 from scripts.comfy import ComfyError
 
 LORA = "stock_lora.safetensors"
 MATRIX, TABLE_KEY, EMBEDDING = "blocks.0.attn.qkv.weight", "blocks.1.scale_shift_table", "domain_embedding"
-
-
-def folder(server, name: str):
-    path = server.base / "models" / name
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def write(server, name: str, change, **config) -> None:
@@ -41,9 +36,7 @@ def loader(name: str, dtype: str = "default") -> dict:
 
 
 def patched(server, **nodes: dict) -> list[torch.Tensor]:
-    """Samples without and with a change: the node "new" gives the other MODEL."""
-    return latents(server, scene() | nodes | {"plain": ksampler(steps=3), "made": ksampler(steps=3, model=link("new"))},
-                   "plain", "made")
+    return changed(server, scene() | {"plain": ksampler(steps=3)}, **nodes)
 
 
 def numbers(*shape: int, seed: int) -> torch.Tensor:
@@ -162,11 +155,11 @@ def test_no_guidance_in_a_part(comfy):
 
 GUIDANCE = {
     "RescaleCFG": {"multiplier": 0.7}, "CFGZeroStar": {}, "CFGNorm": {"strength": 1.0}, "TCFG": {}, "Mahiro": {},
-    "FreSca": {"scale_low": 1.0, "scale_high": 1.25, "freq_cutoff": 2}, "ModelComputeDtype": {"dtype": "bf16"},
-    "ModelSamplingSD3": {"shift": 6.0}}
+    "RenormCFG": {"cfg_trunc": 1.0, "renorm_cfg": 0.5}, "ModelComputeDtype": {"dtype": "bf16"},
+    "FreSca": {"scale_low": 1.0, "scale_high": 1.25, "freq_cutoff": 2}, "ModelSamplingSD3": {"shift": 6.0}}
 
 
-@stock("RescaleCFG, CFGZeroStar, CFGNorm, TCFG, Mahiro, FreSca, ModelComputeDtype, ModelSamplingSD3", WORKS,
+@stock("RescaleCFG, CFGZeroStar, CFGNorm, RenormCFG, TCFG, Mahiro, FreSca, ModelComputeDtype, ModelSamplingSD3", WORKS,
        "change what is drawn; given pictures stay exact")
 @pytest.mark.parametrize("kind", GUIDANCE)
 def test_guidance_and_precision(comfy, kind):
@@ -189,11 +182,14 @@ def test_skip_layers(comfy):
     assert difference(made, plain) < 1e-4
 
 
-@stock("ModelSamplingAuraFlow", REFUSED,
-       "its times are in 0..1, this model's in 0..1000: a message names ModelSamplingSD3")
-def test_other_times(comfy):
-    with pytest.raises(ComfyError, match="use ModelSamplingSD3 to change the shift"):
-        patched(comfy, new=node("ModelSamplingAuraFlow", model=link("load"), shift=3.0))
+@stock("ModelSamplingAuraFlow, ModelSamplingFlux and others of this kind", REFUSED,
+       "their times are not this model's, in 0..1000: a message names ModelSamplingSD3")
+@pytest.mark.parametrize("kind, inputs", [
+    ("ModelSamplingAuraFlow", {"shift": 3.0}), ("ModelSamplingDiscrete", {"sampling": "eps", "zsnr": False}),
+    ("ModelSamplingFlux", {"max_shift": 1.15, "base_shift": 0.5, "width": 128, "height": 128})])
+def test_other_times(comfy, kind, inputs):
+    with pytest.raises(ComfyError, match="Use ModelSamplingSD3 to change its shift"):
+        patched(comfy, new=node(kind, model=link("load"), **inputs))
 
 
 @stock("Load Diffusion Model, Load VAE", REFUSED, "fail on our files, which look like another model's: use Jodi Loader")

@@ -8,6 +8,7 @@ import comfy.samplers
 import comfy.sd
 import pytest
 import torch
+from comfy.controlnet import ControlBase
 from jointnet_fixtures import DOMAINS, recorded_model
 from nodes_fixtures import relative
 
@@ -123,6 +124,17 @@ def test_a_mask_alone_is_enough():
 
 
 @pytest.mark.parametrize("sampler", [None, Published()], ids=["euler", "published"])
+@pytest.mark.parametrize("inpaint", [True, False])
+def test_a_mask_on_what_an_earlier_run_made(sampler, inpaint):
+    """A role switch that generates everything knows nothing of it, nor of another size: the run's latents count."""
+    model, made, mask = recorded_model(inpaint), scene(1, size=(8, 16)), torch.ones(1, 1, 2, 8, 16)
+    mask[..., :4] = 0
+    after, told = (sample(model, clean=clean, latent=made, mask=mask, sampler=sampler, steps=4)
+                   for clean in (torch.zeros(1, 4, 2, 8, 8), made))
+    assert torch.equal(after, told) and torch.allclose(after[..., :4], made[..., :4], atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [None, Published()], ids=["euler", "published"])
 def test_two_stages_equal_one(sampler):
     model, clean = recorded_model(True), scene(1)
     sampler, sigmas = sampler or comfy.samplers.ksampler("euler"), model_sigmas(model, 5)
@@ -187,9 +199,12 @@ def test_patches_of_attention_and_of_skips_reach_both_branches():
     assert sample(freed, steps=1).isfinite().all()
 
 
-def test_areas_without_a_domain_axis_are_refused():
-    entry = conditioning(area=(4, 4, 0, 0), strength=1.0)
-    with pytest.raises(ValueError, match="an area of two axes"):
+@pytest.mark.parametrize("values, message", [
+    ({"area": (4, 4, 0, 0), "strength": 1.0}, "an area of two axes"),
+    ({"control": ControlBase()}, "give its picture to Jodi Role Switch as a condition")])
+def test_what_knows_no_domain_axis_is_refused(values, message):
+    entry = conditioning(**values)
+    with pytest.raises(ValueError, match=message):
         comfy.sample.sample_custom(recorded_model(False), scene(7), 1.0, comfy.samplers.ksampler("euler"),
                                    model_sigmas(recorded_model(False), 1), entry, entry, scene(1), disable_pbar=True)
 

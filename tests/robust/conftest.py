@@ -6,7 +6,7 @@ from pathlib import Path
 
 HOST = Path(__file__).parent.parent / "host"
 sys.path.insert(0, str(HOST))    # jodi_prompts
-sys.path.insert(0, str(Path(__file__).parent))    # hostile
+sys.path.insert(0, str(Path(__file__).parent))    # chains, hostile
 
 spec = importlib.util.spec_from_file_location("host_fixtures", HOST / "conftest.py")
 fixtures = importlib.util.module_from_spec(spec)

@@ -1,12 +1,11 @@
-"""Prompts that make sense, and what is done to them until they do not."""
+"""What is done to prompts that make sense until they do not."""
 
 import copy
 import math
 import random
 
-from jodi_prompts import LABELS, joint_prompt, link, node
+from jodi_prompts import LABELS, link, node
 
-SMALL = {"steps": 1, "size": (96, 160)}
 STRINGS = ("", " ", "../../../etc/passwd", "/etc/passwd", "..\\..\\secret", "C:\\secret", "\0", "\u202e\U0001f3e0" * 50,
            "a" * 20_000, "%s%n", "{{7*7}}", "generate", "condition", "edit", "nan", "checkpoints: ../x")
 NUMBERS = (-1, 0, -2**63, 2**63, 2**64, 2**200, 1e308, -1e308, math.nan, math.inf, -math.inf, 0.5)
@@ -15,54 +14,10 @@ NUMBERS = (-1, 0, -2**63, 2**63, 2**64, 2**200, 1e308, -1e308, math.nan, math.in
 OTHERS = (None, True, [], {}, [[]], {"a": 1}, ["load"], ["load", 99], ["nowhere", 0], [0, 0], ["load", -1])
 # Numbers inside these inputs' ranges would be right, and slow.
 SLOW = ("steps", "width", "height", "batch_size", "resolution", "tile")
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"    # a choice that brings inputs of its own, called after it and a dot
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC)
 ODD_PICTURES = (dict(width=1, height=1, batch_size=1), dict(width=5000, height=2, batch_size=1),
                 dict(width=37, height=61, batch_size=3), dict(width=16, height=16, batch_size=7))
-
-
-def chains() -> dict[str, dict]:
-    """Name -> a prompt that runs: all of the tasks of Jodi, with the nodes around them."""
-    picture = {"picture": node("EmptyImage", width=96, height=64, batch_size=1, color=0x80A0FF),
-               "mask": node("SolidMask", value=1.0, width=96, height=64)}
-    everything = joint_prompt(dict.fromkeys(("image", *LABELS), "generate"), steps=1)
-    control = joint_prompt({"image": "generate", "depth": "picture", "edge": "picture"}, steps=1) | picture
-    perceive = joint_prompt({"image": "picture", "depth": "generate", "segmentation": "generate"}, steps=1) | picture
-    perceive["decode"]["inputs"]["size"] = "like the given picture"
-    edit = joint_prompt({"image": "generate", "depth": "generate"}, steps=1) | picture
-    edit["roles"]["inputs"] |= {"image": "edit", "image.image_picture": link("picture"),
-                                "image.image_mask": link("mask"),
-                                "depth": "condition for some steps", "depth.depth_picture": link("picture"),
-                                "depth.depth_start": 0.0, "depth.depth_end": 0.5, "fit": "pad"}
-    edit.pop("depth")
-    custom = joint_prompt({"image": "generate", "normal": "generate"}, steps=1)
-    custom |= {
-        "tiles": node("JodiTiles", model=link("load"), tile=0, overlap=0.25), "sampler": node("JodiSampler"),
-        "sigmas": node("JodiSigmas", model=link("load"), steps=1, denoise=1.0),
-        "noise": node("JodiNoise", seed=1, kind="like the stock node"),
-        "text": node("JodiTextEncode", clip=link("load", 1), text="a tree", negative_text="a car"),
-        "guider": node("CFGGuider", model=link("tiles"), positive=link("roles"), negative=link("roles", 1), cfg=2.0),
-        "sample": node("SamplerCustomAdvanced", noise=link("noise"), guider=link("guider"), sampler=link("sampler"),
-                       sigmas=link("sigmas"), latent_image=link("roles", 2))}
-    stock = joint_prompt({"image": "generate", "albedo": "picture"}, steps=1) | picture
-    stock["sample"] = node("KSampler", model=link("load"), positive=link("roles"), negative=link("roles", 1),
-                           latent_image=link("roles", 2), seed=1, steps=1, cfg=2.0, sampler_name="euler",
-                           scheduler="simple", denoise=1.0)
-    labels = perceive | {
-        "convert": node("JodiLabelConvert", label=link("decode", 6), kind="segmentation",
-                        **{"kind.class_name": "sky"}),
-        "pose": node("JodiPoseKeypoints", openpose=link("picture")),
-        "mesh": node("JodiDepthMesh", image=link("picture"), depth=link("decode", 3), field_of_view=50.0, near=1.0,
-                     far=5.0, tear=0.1, resolution=16),
-        "one": node("JodiDomainDecode", samples=link("sample"), vae=link("load", 2), name="depth"),
-        "save_one": node("SaveImage", images=link("one"), filename_prefix="one"),
-        "save_mask": node("MaskPreview", mask=link("convert", 1)), "save_mesh": node("SaveGLB", mesh=link("mesh"),
-                                                                                       filename_prefix="mesh"),
-        "show": node("PreviewAny", source=link("pose"))}
-    more = joint_prompt({"image": "generate"}, steps=1) | {
-        "domain": node("JodiDomain", name="depth", domain="generate")}
-    more["roles"]["inputs"] |= {"more": link("domain")}
-    return {"everything": everything, "control": control, "perceive": perceive, "edit": edit, "custom": custom,
-            "stock": stock, "labels": labels, "more": more}
 
 
 def spoil(prompt: dict, rng: random.Random) -> dict:
@@ -81,7 +36,8 @@ def is_no_prompt(prompt: dict, object_info: dict) -> bool:
         sections = object_info[part["class_type"]]["input"]
         known = {**sections.get("required", {}), **sections.get("optional", {})}
         for name, value in part["inputs"].items():
-            kind = known.get(name.partition(".")[0], [None])[0]
+            kind, parent = (known.get(key, [None])[0] for key in (name, name.partition(".")[0]))
+            kind = parent if parent == DYNAMIC else kind
             socket = name.endswith(("_picture", "_latent", "_mask")) or (isinstance(kind, str) and kind not in WIDGETS)
             if kind is None or (socket and not isinstance(value, list)):
                 return True
@@ -136,11 +92,11 @@ def odd_mask(prompt: dict, rng: random.Random) -> None:
 
 def odd_latent(prompt: dict, rng: random.Random) -> None:
     """Something between the role switch and what reads its latent."""
-    at = rng.choice([name for name in ("sample", "decode", "one") if name in prompt])
-    inputs = prompt[at]["inputs"]
-    key = next((key for key in ("latent_image", "samples") if key in inputs), None)
-    if key is None:
+    places = [(part["inputs"], key) for part in prompt.values() for key in ("latent_image", "samples")
+              if isinstance(part["inputs"].get(key), list)]
+    if not places:
         return
+    inputs, key = rng.choice(places)
     source = inputs[key]
     prompt["odd"] = rng.choice((
         node("EmptyLatentImage", width=64, height=64, batch_size=2),
@@ -158,6 +114,8 @@ def odd_latent(prompt: dict, rng: random.Random) -> None:
 
 def other_class(prompt: dict, rng: random.Random) -> None:
     """Two role switches: conditioning of the one, latent of the other."""
+    if "roles" not in prompt:
+        return
     prompt["roles2"] = copy.deepcopy(prompt["roles"])
     prompt["roles2"]["inputs"]["lineart"] = rng.choice(("generate", "ignore"))
     prompt["sample"]["inputs"]["latent_image"] = link("roles2", 2)

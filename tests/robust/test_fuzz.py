@@ -5,7 +5,8 @@ import os
 import random
 
 import pytest
-from hostile import chains, is_no_prompt, spoil
+from chains import chains
+from hostile import is_no_prompt, spoil
 from jodi_prompts import joint_prompt, run
 
 from scripts.comfy import PACK_DIR, ComfyError
@@ -73,7 +74,7 @@ def fuzz(server, count: int, seed: int) -> dict:
 
 def test_chains_run_as_they_are(server):
     for name, prompt in chains().items():
-        assert failure_of(server, prompt) is None, name
+        assert (failure := failure_of(server, prompt)) is None, (name, failure["exception_message"])
 
 
 def test_spoiled_prompts(server):

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hostile import chains
+from chains import chains
 from jodi_prompts import LABELS, joint_prompt, link, node
 
 from scripts.comfy import Comfy
