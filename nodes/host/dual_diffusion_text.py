@@ -45,7 +45,9 @@ class DualDiffusionText(sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, name=NAME, clip_model=T5XXLModel, model_options=model_options)
 
     def encode_token_weights(self, tokens: dict) -> tuple:
-        """(states (B, L, width) float32, no pooled output)."""
+        """(states (B, L, width) float32, no pooled output). ValueError for no text at all (CLIPTextEncodeSD3)."""
+        if not tokens[NAME]:
+            raise ValueError("this text encoder is a T5 alone, and got no text: use Dual Diffusion Text Encode")
         ids_BL = torch.tensor([[token for token, _ in row] for row in tokens[NAME]])
         return self.states(ids_BL, self.t5xxl.execution_device).float().to(
             comfy.model_management.intermediate_device()), None

@@ -37,6 +37,24 @@ def test_samplers(comfy, sampler, scheduler):
     assert other.isfinite().all() and 1e-3 < difference(other, plain) < 2
 
 
+@stock("CLIPTextEncode", WORKS, "as Dual Diffusion Text Encode with the length that the model was trained on")
+def test_prompt(comfy):
+    prompt = scene() | {
+        "stock": node("CLIPTextEncode", clip=link("load", 1), text="a red house on green grass"),
+        "other": ksampler(positive=link("stock"))}
+    plain, other = latents(comfy, prompt, "plain", "other")
+    assert torch.equal(plain, other)
+
+
+@stock("CLIPTextEncodeSD3", REFUSED, "the model has none of its CLIPs: use Dual Diffusion Text Encode")
+def test_prompt_of_stable_diffusion_3(comfy):
+    prompt = scene() | {
+        "stock": node("CLIPTextEncodeSD3", clip=link("load", 1), clip_l="", clip_g="", t5xxl="", empty_padding="none"),
+        "other": ksampler(positive=link("stock"))}
+    with pytest.raises(ComfyError, match="use Dual Diffusion Text Encode"):
+        latents(comfy, prompt, "other")
+
+
 PATCHES = {
     "RescaleCFG": {"multiplier": 0.7}, "CFGZeroStar": {}, "CFGNorm": {"strength": 0.5}, "TCFG": {},
     "RenormCFG": {"cfg_trunc": 1.0, "renorm_cfg": 0.5}, "APG": {"eta": 0.5, "norm_threshold": 5.0, "momentum": 0.0},
