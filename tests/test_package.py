@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scripts.comfy import PACK
+from training.__main__ import OLDEST_TORCH, too_old
 
 ROOT = Path(__file__).parent.parent
 MOST = 60_000_000    # bytes
@@ -32,6 +33,15 @@ def test_the_package_is_small_and_complete(shipped):
         assert any(name == part or name.startswith(part + "/") for name in shipped), part
     rooms = {name.partition("/")[0] for name in shipped if "/" in name}
     assert not rooms & {"tests", "training", "benchmarks", "scripts", "docs", ".github", ".ci"}
+
+
+@pytest.mark.parametrize("version, old", [
+    ("2.8.0+cu126", True), ("1.13.1", True), ("2.9.1", False), ("2.13.0+cpu", False), ("3.0.0a0+git1", False)])
+def test_the_trainer_refuses_an_old_pytorch(version, old):
+    """And pip knows it, too."""
+    assert bool(told := too_old(version)) == old and (not old or f"PyTorch 2.9 or newer, and this is {version}" in told)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"torch>={'.'.join(map(str, OLDEST_TORCH))}" in project["optional-dependencies"]["train"]
 
 
 def test_nothing_has_to_be_installed():
