@@ -3,13 +3,14 @@
 import re
 import subprocess
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from scripts.comfy import PACK
-from training.__main__ import OLDEST_TORCH, too_old
+from training.versions import OLDEST, require_torch
 
 ROOT = Path(__file__).parent.parent
 MOST = 60_000_000    # bytes
@@ -35,13 +36,17 @@ def test_the_package_is_small_and_complete(shipped):
     assert not rooms & {"tests", "training", "benchmarks", "scripts", "docs", ".github", ".ci"}
 
 
-@pytest.mark.parametrize("version, old", [
-    ("2.8.0+cu126", True), ("1.13.1", True), ("2.9.1", False), ("2.13.0+cpu", False), ("3.0.0a0+git1", False)])
-def test_the_trainer_refuses_an_old_pytorch(version, old):
-    """And pip knows it, too."""
-    assert bool(told := too_old(version)) == old and (not old or f"PyTorch 2.9 or newer, and this is {version}" in told)
+@pytest.mark.parametrize("what, version, old", [
+    ("the trainer", "2.7.1+cu126", True), ("the trainer", "1.13.1", True), ("the trainer", "2.8.0", False),
+    ("speed.shard", "2.9.1+cu128", True), ("speed.shard", "2.10.0", False), ("speed.shard", "3.0.0a0+git1", False)])
+def test_the_trainer_refuses_an_old_pytorch(what, version, old):
+    with pytest.raises(ValueError, match=f"{what} needs PyTorch .* or newer, and this is") if old else nullcontext():
+        require_torch(what, version)
+
+
+def test_pip_knows_the_oldest_pytorch():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"torch>={'.'.join(map(str, OLDEST_TORCH))}" in project["optional-dependencies"]["train"]
+    assert f"torch>={'.'.join(map(str, OLDEST['the trainer']))}" in project["optional-dependencies"]["train"]
 
 
 def test_nothing_has_to_be_installed():

@@ -17,6 +17,7 @@ from jodi_core.models.layers import JodiBlock
 
 from .config import SpeedConfig
 from .losses import JointLoss
+from .versions import require_torch
 
 PATIENCE = timedelta(hours=2)    # for processes that wait while another one prepares data
 
@@ -100,6 +101,7 @@ class Processes:
 def shard(loss: JointLoss, speed: SpeedConfig) -> JointLoss:
     """FSDP2: each block a unit, and so what of it is called before it: of Jodi the text keys, of Dual Diffusion what is
     made of the time."""
+    require_torch("speed.shard")
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) \
         if speed.precision == "bf16" else MixedPrecisionPolicy()
     for block in loss.model.blocks:
