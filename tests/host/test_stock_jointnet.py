@@ -60,7 +60,7 @@ def test_guidance(comfy, kind):
 
 
 @stock("FreeU, FreeU_V2", WORKS,
-       "on both U-Nets where their widths are those of Stable Diffusion; the tiny model's are not")
+       "act on both U-Nets where their widths are those of Stable Diffusion; with the tiny model's nothing changes")
 @pytest.mark.parametrize("kind", ["FreeU", "FreeU_V2"])
 def test_freed_skips(comfy, kind):
     plain, made = changed(comfy, scene(), new=node(kind, model=link("load"), b1=1.3, b2=1.4, s1=0.9, s2=0.2))
