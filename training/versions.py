@@ -2,8 +2,8 @@
 
 import torch
 
-# 2.6 cannot write the checkpoint of one process, and runs of two did not come to an end with 2.7. With shards on a CPU,
-# 2.8 adds up the gradients of processes in place of averaging them, and 2.9 is off by half a percent with CAME.
+# 2.6 cannot write the checkpoint of one process; not all was tried with 2.7. With shards on a CPU, 2.7 fails, 2.8 adds
+# up the gradients of processes in place of averaging them, and 2.9 is off by half a percent with CAME.
 OLDEST = {"the trainer": (2, 8), "speed.shard": (2, 10)}
 
 
