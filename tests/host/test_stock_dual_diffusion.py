@@ -5,6 +5,7 @@ import torch
 from jodi_prompts import TINY, link, node
 from safetensors.torch import save_file
 from stock import LIMITED, REFUSED, WORKS, changed, difference, folder, latents, left_half, stock
+from stock import ksampler as stock_ksampler
 
 from scripts.comfy import ComfyError
 
@@ -12,9 +13,8 @@ LAYER = "transformer_blocks.0.attn.to_q"
 
 
 def ksampler(**changes) -> dict:
-    return node("KSampler", **{
-        "model": link("load"), "positive": link("text"), "negative": link("text2"), "latent_image": link("empty"),
-        "seed": 1, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0} | changes)
+    return stock_ksampler(**{"positive": link("text"), "negative": link("text2"), "latent_image": link("empty"),
+                             "steps": 3, "scheduler": "normal"} | changes)
 
 
 def scene(**sampler) -> dict:

@@ -4,12 +4,17 @@ import pytest
 import torch
 from jodi_prompts import TINY, joint_prompt, link, node
 from safetensors.torch import save_file
-from stock import LIMITED, REFUSED, WORKS, changed, difference, folder, ksampler, latents, left_half, stock
+from stock import LIMITED, REFUSED, WORKS, changed, difference, folder, latents, left_half, stock
+from stock import ksampler as stock_ksampler
 
 from scripts.comfy import ComfyError
 
 GIVEN = 1    # slot of the depth, of which a picture is drawn
 LAYER = "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+def ksampler(**changes) -> dict:
+    return stock_ksampler(**{"steps": 3, "scheduler": "ddim_uniform"} | changes)
 
 
 def scene(size: int = 128, **sampler) -> dict:
@@ -22,7 +27,7 @@ def scene(size: int = 128, **sampler) -> dict:
                      weight_dtype="default"),
         "text2": node("CLIPTextEncode", clip=link("load", 1), text="a blue car on the right"),
         "picture": node("EmptyImage", width=size, height=size, batch_size=1, color=0x80A0FF),
-        "plain": ksampler(**{"steps": 3, "scheduler": "ddim_uniform"} | sampler)}
+        "plain": ksampler(**sampler)}
 
 
 def generation(**sampler) -> dict:
@@ -37,7 +42,7 @@ def generation(**sampler) -> dict:
 @pytest.mark.parametrize("sampler, scheduler", [
     ("dpmpp_2m", "karras"), ("ddim", "normal"), ("euler_ancestral", "simple"), ("deis", "ddim_uniform")])
 def test_samplers(comfy, sampler, scheduler):
-    prompt = scene() | {"other": ksampler(steps=3, sampler_name=sampler, scheduler=scheduler)}
+    prompt = scene() | {"other": ksampler(sampler_name=sampler, scheduler=scheduler)}
     plain, other = latents(comfy, prompt, "plain", "other")
     assert other.isfinite().all() and difference(other[:, :, GIVEN], plain[:, :, GIVEN]) < 1e-3
     assert difference(other, plain) > 1e-3
@@ -97,8 +102,8 @@ def test_lora(comfy):
         "lora": node("LoraLoaderModelOnly", model=link("load"), lora_name="stock_jointnet.safetensors",
                      strength_model=1.0),
         "both": node("JodiJointNetLoraOnDepth", model=link("lora"), strength=1.0),
-        "made": ksampler(steps=3, scheduler="ddim_uniform", model=link("lora")),
-        "more": ksampler(steps=3, scheduler="ddim_uniform", model=link("both"))}, "plain", "made", "more")
+        "made": ksampler(model=link("lora")),
+        "more": ksampler(model=link("both"))}, "plain", "made", "more")
     assert difference(made, plain) > 1e-4 and difference(more, made) > 1e-4
 
 
@@ -125,7 +130,7 @@ def test_regions(comfy):
                        set_cond_area="default"),
         "span": node("ConditioningSetTimestepRange", conditioning=link("region"), start=0.0, end=0.5),
         "all": node("ConditioningCombine", conditioning_1=link("roles"), conditioning_2=link("span")),
-        "made": ksampler(steps=3, scheduler="ddim_uniform", positive=link("all"))}
+        "made": ksampler(positive=link("all"))}
     plain, made = latents(comfy, prompt, "plain", "made")
     assert made.isfinite().all() and difference(made, plain) > 1e-4
 
@@ -136,7 +141,7 @@ def test_regions_of_the_latent(comfy):
     prompt = generation() | left_half(right=0.3) | {
         "masked": node("SetLatentNoiseMask", samples=link("plain"), mask=link("mask")),
         "new": node("DifferentialDiffusion", model=link("load"), strength=1.0),
-        "made": ksampler(steps=4, seed=5, scheduler="ddim_uniform", model=link("new"), latent_image=link("masked"))}
+        "made": ksampler(steps=4, seed=5, model=link("new"), latent_image=link("masked"))}
     plain, made = latents(comfy, prompt, "plain", "made")
     change = (made - plain).abs().mean(dim=(0, 1, 3))    # domain, column
     assert (change[:, :4].mean(dim=1) > 2 * change[:, 4:].mean(dim=1)).all() and (change > 0).all()
